@@ -1,0 +1,32 @@
+"""Checks of arguments that several rooms share: each raises an error that names the argument, what came and what was expected."""
+
+from __future__ import annotations
+
+
+def check_positive_int(**values: int) -> None:
+    for name, value in values.items():
+        if not _is_positive_int(value):
+            raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
+
+
+def check_above_zero(**values: float) -> None:
+    for name, value in values.items():
+        if not value > 0:
+            raise ValueError(f"{name} must be above 0, got {value!r}")
+
+
+def check_choice(name: str, value: str, choices) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
+
+
+def as_height_and_width(name: str, size: int | tuple[int, int]) -> tuple[int, int]:
+    """`size` as (height, width), from one number for a square."""
+    pair = tuple(size) if isinstance(size, (tuple, list)) else (size, size)
+    if len(pair) != 2 or not all(map(_is_positive_int, pair)):
+        raise ValueError(f"{name} must be a whole number of at least 1, or (height, width), got {size!r}")
+    return pair
+
+
+def _is_positive_int(value) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1

@@ -1,0 +1,226 @@
+"""The commands: `ardiff train`, `ardiff resume` and `ardiff sample`.
+
+A run is one folder: `config.json`, `checkpoints/` and `samples/`.
+"""
+
+from __future__ import annotations
+
+import json
+from itertools import count as count_up
+from pathlib import Path
+
+import click
+
+# what to train where the command line says nothing else
+DIGITS = dict(
+    image_size=8, patch_size=2, channels=1, dim=128, depth=4, heads=4, mlp_width=256, batch_size=64, steps=2500, learning_rate=1e-3
+)
+FOLDER = dict(
+    image_size=64,
+    patch_size=8,
+    channels=3,
+    dim=384,
+    depth=8,
+    heads=6,
+    mlp_width=512,
+    batch_size=32,
+    steps=50_000,
+    learning_rate=3e-4,
+)
+
+
+def _by_source(name: str) -> str:
+    return f"[default: {DIGITS[name]} for digits, {FOLDER[name]} for a folder]"
+
+
+@click.group()
+@click.version_option(package_name="autoregressive-diffusion-pytorch")
+def main() -> None:
+    """Train models that draw images token by token, and draw images with them."""
+
+
+@main.command(short_help="Train on a folder of images, or on the built-in digits.")
+@click.argument("source", default="digits")
+@click.option("--run", "run_folder", type=click.Path(path_type=Path), help="Folder of the run. [default: a new one in runs/]")
+@click.option("--head", type=click.Choice(["diffusion", "flow"]), default="diffusion", show_default=True, help="Kind of the head.")
+@click.option("--image-size", type=click.IntRange(1), help=f"Height and width of the images. {_by_source('image_size')}")
+@click.option("--patch-size", type=click.IntRange(1), help=f"Height and width of a token. {_by_source('patch_size')}")
+@click.option("--channels", type=click.IntRange(1, 4), help=f"1 grey, 3 RGB, 2 and 4 with opacity. {_by_source('channels')}")
+@click.option("--dim", type=click.IntRange(1), help=f"Width of the transformer. {_by_source('dim')}")
+@click.option("--depth", type=click.IntRange(1), help=f"Layers of the transformer. {_by_source('depth')}")
+@click.option("--heads", type=click.IntRange(1), help=f"Attention heads of the transformer. {_by_source('heads')}")
+@click.option("--mlp-width", type=click.IntRange(1), help=f"Width of the head's network. {_by_source('mlp_width')}")
+@click.option("--mlp-depth", type=click.IntRange(1), default=3, show_default=True, help="Blocks of the head's network.")
+@click.option("--noise-draws", type=click.IntRange(1), default=4, show_default=True, help="Noise draws for each token and step.")
+@click.option("--steps", type=click.IntRange(1), help=f"Training steps. {_by_source('steps')}")
+@click.option("--batch-size", type=click.IntRange(1), help=f"Images a step. {_by_source('batch_size')}")
+@click.option(
+    "--learning-rate", type=click.FloatRange(0, min_open=True), help=f"Highest learning rate. {_by_source('learning_rate')}"
+)
+@click.option("--flip/--no-flip", default=False, show_default=True, help="Mirror the images of a folder at random.")
+@click.option("--skip-damaged", is_flag=True, help="Leave out image files that cannot be read, instead of stopping at one.")
+@click.option("--sample-every", type=click.IntRange(1), default=500, show_default=True, help="Steps between grids of samples.")
+@click.option("--checkpoint-every", type=click.IntRange(1), default=1000, show_default=True, help="Steps between checkpoints.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the weights and the noise.")
+def train(source: str, run_folder: Path | None, **options) -> None:
+    """Train on SOURCE: a folder of images (searched through and through), or the word "digits" for 1,797 handwritten digits.
+
+    The run's folder holds its configuration, its checkpoints, and grids of samples drawn on the way.
+    """
+    preset = DIGITS if source == "digits" else FOLDER
+    options |= {name: value for name, value in preset.items() if options[name] is None}
+    if source == "digits" and (options["image_size"], options["channels"]) != (8, 1):
+        raise click.UsageError("the digits are grey images of 8 x 8 pixels: leave out --image-size and --channels")
+    if source != "digits":
+        source = str(Path(source).resolve())  # the run may be resumed from elsewhere
+    config = dict(
+        source=source,
+        head=options["head"],
+        seed=options["seed"],
+        model=dict(
+            image_size=options["image_size"],
+            patch_size=options["patch_size"],
+            channels=options["channels"],
+            model=dict(
+                dim=options["dim"],
+                depth=options["depth"],
+                heads=options["heads"],
+                mlp_depth=options["mlp_depth"],
+                mlp_width=options["mlp_width"],
+                **{f"{options['head']}_kwargs": dict(num_noise_draws=options["noise_draws"])},
+            ),
+        ),
+        dataset=dict(augment_horizontal_flip=options["flip"], skip_damaged=options["skip_damaged"]),
+        trainer=dict(
+            num_train_steps=options["steps"],
+            batch_size=options["batch_size"],
+            learning_rate=options["learning_rate"],
+            save_results_every=options["sample_every"],
+            checkpoint_every=options["checkpoint_every"],
+            num_samples=64,
+        ),
+    )
+    run_folder = run_folder or _new_run(Path(source).name)
+    if (run_folder / "config.json").exists():
+        raise click.ClickException(f"{run_folder} already holds a run: `ardiff resume {run_folder}` goes on with it")
+    trainer = _build(config, run_folder)
+    run_folder.mkdir(parents=True, exist_ok=True)
+    (run_folder / "config.json").write_text(json.dumps(config, indent=2))
+    _train(trainer, run_folder)
+
+
+@main.command(short_help="Go on with a training run.")
+@click.argument("run_folder", metavar="RUN", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--steps", type=click.IntRange(1), help="Train up to this step. [default: as when the run was started]")
+def resume(run_folder: Path, steps: int | None) -> None:
+    """Go on with RUN from its newest checkpoint."""
+    config = _read_config(run_folder)
+    if steps:
+        config["trainer"]["num_train_steps"] = steps
+    _train(_build(config, run_folder, resume=True), run_folder)
+
+
+@main.command(short_help="Draw images with a trained model.")
+@click.argument("run_folder", metavar="RUN", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--count", type=click.IntRange(1), default=64, show_default=True, help="How many images.")
+@click.option(
+    "--output", type=click.Path(path_type=Path), help="File of the grid. [default: sample.SEED.png in the run's samples/]"
+)
+@click.option("--files", type=click.Path(file_okay=False, path_type=Path), help="Also write each image as a file into this folder.")
+@click.option("--checkpoint", type=click.IntRange(1), help="Step of the checkpoint to use. [default: the newest]")
+@click.option("--steps", type=click.IntRange(1), help="Steps of the head's sampler for each token.")
+@click.option("--temperature", type=click.FloatRange(0), default=1.0, show_default=True, help="Below 1 for less variety.")
+@click.option("--batch-size", type=click.IntRange(1), default=64, show_default=True, help="Images drawn at a time.")
+@click.option("--seed", type=int, default=0, show_default=True, help="The same seed gives the same images.")
+def sample(
+    run_folder: Path,
+    count: int,
+    output: Path | None,
+    files: Path | None,
+    checkpoint: int | None,
+    steps: int | None,
+    temperature: float,
+    batch_size: int,
+    seed: int,
+) -> None:
+    """Draw images with the model of RUN, into one picture and, if asked, into single files."""
+    import torch
+    from accelerate import Accelerator
+
+    from autoregressive_diffusion_pytorch.image_trainer import newest_checkpoint, save_image_files, save_image_grid
+
+    config = _read_config(run_folder)
+    checkpoints = run_folder / "checkpoints"
+    folder = checkpoints / f"checkpoint.{checkpoint}" if checkpoint else newest_checkpoint(checkpoints)
+    if folder is None or not folder.is_dir():
+        raise click.ClickException(f"{checkpoints} holds no checkpoint{f' of step {checkpoint}' if checkpoint else ''}")
+    device = Accelerator().device
+    model = _model_class(config).from_pretrained(folder).to(device)
+    generator = torch.Generator(device).manual_seed(seed)
+
+    batches = []
+    for start in range(0, count, batch_size):
+        size = min(batch_size, count - start)
+        click.echo(f"images {start + 1} to {start + size} of {count}", err=True)
+        images = model.sample(size, num_steps=steps, temperature=temperature, generator=generator, progress=True)
+        batches.append(images.cpu())
+    images = torch.cat(batches)
+
+    output = output or run_folder / "samples" / f"sample.{seed}.png"
+    save_image_grid(images, output)
+    click.echo(output)
+    if files:
+        save_image_files(images, files)
+        click.echo(f"{files}: {count} files")
+
+
+def _new_run(name: str) -> Path:
+    """The first of `runs/NAME`, `runs/NAME-2`, … that is not there yet."""
+    names = (name if i == 1 else f"{name}-{i}" for i in count_up(1))
+    return next(folder for folder in (Path("runs") / n for n in names) if not folder.exists())
+
+
+def _read_config(run_folder: Path) -> dict:
+    try:
+        return json.loads((run_folder / "config.json").read_text())
+    except FileNotFoundError:
+        raise click.ClickException(f"{run_folder} holds no config.json: it is not the folder of a run") from None
+
+
+def _model_class(config: dict):
+    from autoregressive_diffusion_pytorch import ImageAutoregressiveDiffusion, ImageAutoregressiveFlow
+
+    return {"diffusion": ImageAutoregressiveDiffusion, "flow": ImageAutoregressiveFlow}[config["head"]]
+
+
+def _build(config: dict, run_folder: Path, resume: bool = False):
+    """The trainer of a run. What is wrong with the arguments is told in one line."""
+    from accelerate.utils import set_seed
+
+    from autoregressive_diffusion_pytorch.image_dataset import ImageDataset, digits
+    from autoregressive_diffusion_pytorch.image_trainer import ImageTrainer
+
+    set_seed(config["seed"])
+    try:
+        if config["source"] == "digits":
+            dataset = digits()
+        else:
+            size, channels = config["model"]["image_size"], config["model"]["channels"]
+            dataset = ImageDataset(config["source"], size, channels=channels, **config["dataset"])
+        return ImageTrainer(
+            _model_class(config)(**config["model"]),
+            dataset=dataset,
+            checkpoints_folder=run_folder / "checkpoints",
+            results_folder=run_folder / "samples",
+            resume=resume,
+            **config["trainer"],
+        )
+    except (ValueError, OSError, ModuleNotFoundError) as error:
+        raise click.ClickException(str(error)) from error
+
+
+def _train(trainer, run_folder: Path) -> None:
+    click.echo(f"{len(trainer.dataset):,} images; the run is in {run_folder}", err=True)
+    trainer()
+    click.echo(trainer.results_folder / f"results.{trainer.step}.png")
+    click.echo(f"more of them: ardiff sample {run_folder}", err=True)

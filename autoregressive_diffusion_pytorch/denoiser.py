@@ -1,0 +1,110 @@
+"""The denoising network of the heads: a residual MLP modulated by time and condition.
+
+Li et al. 2024 (https://arxiv.org/abs/2406.11838), section 3.2 and appendix "Denoising MLP"; the modulation is the adaLN-Zero of
+Peebles & Xie 2023 (https://arxiv.org/abs/2212.09748).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn import Module, ModuleList
+
+
+class SinusoidalEmbedding(Module):
+    """Sines and cosines of a time at geometrically spaced frequencies, `(…) -> (… dim)`.
+
+    The frequencies are those of the usual embedding of 1,000 discrete timesteps, for times of order 1. They are computed
+    anew in single precision: a buffer would be rounded with the weights, and an angle of 1,000 rounded to bfloat16 is noise.
+    """
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.half = dim // 2
+
+    def forward(self, times: Tensor) -> Tensor:
+        exponents = torch.arange(self.half, device=times.device, dtype=torch.float32) / self.half
+        angles = times.float().unsqueeze(-1) * (1000 * torch.exp(-math.log(10_000) * exponents))
+        return torch.cat((angles.cos(), angles.sin()), dim=-1)
+
+
+class ResidualBlock(Module):
+    """`x + gate · MLP(norm(x) · (1 + scale) + shift)`, the modulation given from outside."""
+
+    def __init__(self, width: int, dropout: float):
+        super().__init__()
+        self.norm = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
+        self.mlp = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Dropout(dropout), nn.Linear(width, width))
+
+    def forward(self, x: Tensor, shift: Tensor, scale: Tensor, gate: Tensor) -> Tensor:
+        return x + gate * self.mlp(self.norm(x) * (1 + scale) + shift)
+
+
+class MLP(Module):
+    """The denoiser of one token, given its condition.
+
+    `forward` is `denoise(noised, modulate(times, cond))`. Only `denoise` reads the noised token, so a sampler computes the
+    modulations of all its steps in one product before the first.
+
+    Args:
+        dim_cond: width of the condition.
+        dim_input: width of a token.
+        depth: number of residual blocks.
+        width: width of the residual stream.
+        dropout: dropout inside the blocks while training.
+    """
+
+    NUM_TIME_FEATURES = 256
+
+    def __init__(self, dim_cond: int, dim_input: int, depth: int = 3, width: int = 1024, dropout: float = 0.0):
+        super().__init__()
+        self.dim_cond = dim_cond
+        self.dim_input = dim_input
+
+        self.time_features = SinusoidalEmbedding(self.NUM_TIME_FEATURES)
+        self.time_embed = nn.Sequential(
+            nn.Linear(self.NUM_TIME_FEATURES, width),
+            nn.SiLU(),
+            nn.Linear(width, width),
+        )
+        self.cond_embed = nn.Linear(dim_cond, width)
+        # shift, scale and gate of every block, shift and scale of the last norm: one product for all
+        self.to_modulation = nn.Linear(width, (3 * depth + 2) * width)
+
+        self.proj_in = nn.Linear(dim_input, width)
+        self.blocks = ModuleList([ResidualBlock(width, dropout) for _ in range(depth)])
+        self.norm_out = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
+        self.proj_out = nn.Linear(width, dim_input)
+
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+        # every block starts as the identity, the network as zero
+        nn.init.zeros_(self.to_modulation.weight)
+        nn.init.zeros_(self.proj_out.weight)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.proj_in.weight.dtype
+
+    def forward(self, noised: Tensor, *, times: Tensor, cond: Tensor) -> Tensor:
+        """`noised` (… d), `times` (…) and `cond` (… dim_cond), which broadcast against each other, to (… d)."""
+        return self.denoise(noised, self.modulate(times, cond))
+
+    def modulate(self, times: Tensor, cond: Tensor) -> Tensor:
+        """All shifts, scales and gates for `times` (…) and `cond` (… dim_cond): (… modulations width)."""
+        time = self.time_embed(self.time_features(times).to(self.dtype))
+        modulation = self.to_modulation(F.silu(time + self.cond_embed(cond.to(self.dtype))))
+        return modulation.unflatten(-1, (3 * len(self.blocks) + 2, -1))
+
+    def denoise(self, noised: Tensor, modulation: Tensor) -> Tensor:
+        """`noised` (… d) under a `modulation` from `modulate`, to (… d)."""
+        *for_blocks, shift, scale = modulation.unbind(dim=-2)
+        x = self.proj_in(noised.to(self.dtype))
+        for i, block in enumerate(self.blocks):
+            x = block(x, *for_blocks[3 * i : 3 * i + 3])
+        return self.proj_out(self.norm_out(x) * (1 + scale) + shift)

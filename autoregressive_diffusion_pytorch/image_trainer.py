@@ -1,0 +1,289 @@
+"""Training a model of images: the loop, the moving average of the weights, checkpoints, grids of samples."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Literal
+
+import torch
+from accelerate import Accelerator
+from ema_pytorch import EMA
+from safetensors.torch import load_model, save_model
+from torch import Tensor
+from torch.nn import Module
+from torch.optim import AdamW
+from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms.functional import to_pil_image
+from torchvision.utils import save_image
+from tqdm import tqdm
+
+from autoregressive_diffusion_pytorch.checks import check_above_zero, check_choice, check_positive_int
+
+CHECKPOINT = re.compile(r"checkpoint\.(\d+)")
+
+
+class ImageTrainer:
+    """Trains a model of images; `trainer()` runs it.
+
+    The model needs only `model(images) -> loss` and `model.sample(batch_size=…, generator=…) -> images` with values in [0, 1].
+
+    Args:
+        model: the model.
+        dataset: gives images (c h w).
+        num_train_steps: optimiser steps in all.
+        learning_rate: its highest value, reached after `warmup_steps`.
+        lr_schedule: "cosine" falls to zero at the last step, "constant" stays.
+        warmup_steps: steps of linear warm-up; at most a tenth of the training.
+        batch_size: images a step, for each process.
+        max_grad_norm: the gradient is clipped to this norm.
+        checkpoints_folder: holds one folder for each checkpoint, `checkpoint.STEP`, which `from_pretrained` of the model's class
+            can load: the averaged weights and the model's arguments, with the state of the training beside them.
+        results_folder: holds the grids of samples, `results.STEP.png`.
+        save_results_every, checkpoint_every: steps between them; both are also made after the last step.
+        num_samples: images in a grid. They are always drawn with the same seed, so that grids show progress and not luck.
+        adam_kwargs: further arguments of `torch.optim.AdamW`.
+        accelerate_kwargs: arguments of `accelerate.Accelerator`: devices, precision, gradient accumulation.
+        ema_kwargs: arguments of `ema_pytorch.EMA`. By default the average reaches back over about a sixth of the steps so far in
+            a short run, 10,000 steps at most, so that it is as good in a short run as in a long one.
+        dataloader_kwargs: further arguments of `torch.utils.data.DataLoader`: workers, pinned memory.
+        sample_kwargs: further arguments of `model.sample` for the grids.
+        resume: go on from the newest checkpoint. Without it, a folder that already holds checkpoints is refused.
+    """
+
+    def __init__(
+        self,
+        model: Module,
+        *,
+        dataset: Dataset,
+        num_train_steps: int = 70_000,
+        learning_rate: float = 3e-4,
+        lr_schedule: Literal["cosine", "constant"] = "cosine",
+        warmup_steps: int = 500,
+        batch_size: int = 16,
+        max_grad_norm: float = 1.0,
+        checkpoints_folder: str | Path = "./checkpoints",
+        results_folder: str | Path = "./results",
+        save_results_every: int = 500,
+        checkpoint_every: int = 1000,
+        num_samples: int = 16,
+        adam_kwargs: dict | None = None,
+        accelerate_kwargs: dict | None = None,
+        ema_kwargs: dict | None = None,
+        dataloader_kwargs: dict | None = None,
+        sample_kwargs: dict | None = None,
+        resume: bool = False,
+    ):
+        check_positive_int(
+            num_train_steps=num_train_steps,
+            batch_size=batch_size,
+            save_results_every=save_results_every,
+            checkpoint_every=checkpoint_every,
+            num_samples=num_samples,
+        )
+        check_above_zero(learning_rate=learning_rate, max_grad_norm=max_grad_norm)
+        check_choice("lr_schedule", lr_schedule, ("cosine", "constant"))
+        if len(dataset) < 1:
+            raise ValueError("dataset holds no image")
+
+        self.dataset = dataset
+        self.num_train_steps = num_train_steps
+        self.batch_size = batch_size
+        self.max_grad_norm = max_grad_norm
+        self.save_results_every = save_results_every
+        self.checkpoint_every = checkpoint_every
+        self.num_samples = num_samples
+        self.sample_kwargs = sample_kwargs or {}
+        self.checkpoints_folder = Path(checkpoints_folder)
+        self.results_folder = Path(results_folder)
+
+        newest = newest_checkpoint(self.checkpoints_folder)
+        if resume and newest is None:
+            raise FileNotFoundError(f"nothing to resume: {self.checkpoints_folder} holds no checkpoint")
+        if newest is not None and not resume:
+            raise FileExistsError(
+                f"checkpoints_folder {self.checkpoints_folder} already holds {newest.name}: "
+                "resume = True goes on from there, another folder starts anew"
+            )
+
+        self.accelerator = Accelerator(**(accelerate_kwargs or {}))
+        optimizer = AdamW(model.parameters(), lr=learning_rate, **(dict(betas=(0.9, 0.99), weight_decay=0.0) | (adam_kwargs or {})))
+        warmup_steps = min(warmup_steps, num_train_steps // 10)
+
+        def schedule(step: int) -> float:
+            if step < warmup_steps:
+                return (step + 1) / warmup_steps
+            if lr_schedule == "constant":
+                return 1.0
+            return 0.5 + 0.5 * math.cos(math.pi * (step - warmup_steps) / max(num_train_steps - warmup_steps, 1))
+
+        # a last batch that is not full is dropped, unless it is the only one
+        loader = DataLoader(
+            dataset, batch_size=batch_size, shuffle=True, drop_last=len(dataset) >= batch_size, **(dataloader_kwargs or {})
+        )
+        self.model, self.optimizer, self.loader = self.accelerator.prepare(model, optimizer, loader)
+        self.scheduler = LambdaLR(optimizer, schedule)
+        self.ema = None
+        if self.is_main:
+            ema_defaults = dict(update_after_step=0, update_every=1, power=0.75, use_foreach=True)
+            self.ema = EMA(self.unwrapped_model, include_online_model=False, **(ema_defaults | (ema_kwargs or {}))).to(
+                self.accelerator.device
+            )
+        self.step = 0
+        if resume:
+            self.load(newest)
+
+    @property
+    def is_main(self) -> bool:
+        return self.accelerator.is_main_process
+
+    @property
+    def unwrapped_model(self) -> Module:
+        return self.accelerator.unwrap_model(self.model)
+
+    def __call__(self) -> None:
+        """Trains up to `num_train_steps`."""
+        batches = self._batches()
+        images_a_step = self.batch_size * self.accelerator.num_processes * self.accelerator.gradient_accumulation_steps
+        average = RunningAverage()
+        with tqdm(total=self.num_train_steps, initial=self.step, desc="training", disable=not self.is_main) as bar:
+            while self.step < self.num_train_steps:
+                average.add(self._train_step(batches))
+                self.step += 1
+                bar.update()
+                # reading the loss waits for the device: only as often as a person reads the bar
+                if self.step % 10 == 0 or self.step == self.num_train_steps:
+                    rate = bar.format_dict["rate"]
+                    speed = f"{rate * images_a_step:.0f}" if rate else "?"
+                    bar.set_postfix_str(f"loss {average.value():.4f}, {speed} images/s")
+                last = self.step == self.num_train_steps
+                if last or self.step % self.save_results_every == 0:
+                    self.save_results()
+                if last or self.step % self.checkpoint_every == 0:
+                    self.save()
+
+    def _batches(self) -> Iterator[Tensor]:
+        while True:
+            yield from self.loader
+
+    def _train_step(self, batches: Iterator[Tensor]) -> Tensor:
+        self.model.train()
+        losses = []
+        passes = self.accelerator.gradient_accumulation_steps
+        for i in range(passes):
+            # gradients are exchanged between processes only once, with the last pass
+            with nullcontext() if i == passes - 1 else self.accelerator.no_sync(self.model):
+                loss = self.model(next(batches))
+                self.accelerator.backward(loss)
+            losses.append(loss.detach())
+        self.accelerator.clip_grad_norm_(self.model.parameters(), self.max_grad_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.scheduler.step()
+        if self.ema is not None:
+            self.ema.update()
+        return torch.stack(losses).mean()
+
+    # grids of samples
+
+    def save_results(self) -> None:
+        """Draws a grid of samples with the averaged weights, into `results_folder`."""
+        if self.is_main:
+            generator = torch.Generator(self.accelerator.device).manual_seed(0)
+            images = self.ema.ema_model.sample(batch_size=self.num_samples, generator=generator, **self.sample_kwargs)
+            save_image_grid(images, self.results_folder / f"results.{self.step}.png")
+        self.accelerator.wait_for_everyone()
+
+    # checkpoints
+
+    def save(self) -> Path:
+        """Writes `checkpoint.STEP` into `checkpoints_folder`, whole or not at all."""
+        folder = self.checkpoints_folder / f"checkpoint.{self.step}"
+        if self.is_main:
+            partial = folder.with_name(f"{folder.name}.partial")
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+            save_model(self.ema.ema_model, str(partial / "model.safetensors"))
+            config = getattr(self.unwrapped_model, "config", None)
+            if config is not None:
+                (partial / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True))
+            torch.save(
+                dict(
+                    step=self.step,
+                    model=self.unwrapped_model.state_dict(),
+                    ema_step=self.ema.step,
+                    optimizer=self.optimizer.state_dict(),
+                    scheduler=self.scheduler.state_dict(),
+                ),
+                partial / "training.pt",
+            )
+            shutil.rmtree(folder, ignore_errors=True)  # left there only by an earlier run that went further than its checkpoints
+            os.replace(partial, folder)
+        self.accelerator.wait_for_everyone()
+        return folder
+
+    def load(self, folder: str | Path) -> None:
+        """Takes up the training where the checkpoint in `folder` left it."""
+        folder = Path(folder)
+        state = torch.load(folder / "training.pt", map_location=self.accelerator.device, weights_only=True)
+        self.unwrapped_model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scheduler.load_state_dict(state["scheduler"])
+        if self.ema is not None:
+            load_model(self.ema.ema_model, str(folder / "model.safetensors"))
+            self.ema.step.copy_(state["ema_step"])
+            self.ema.initted.fill_(True)
+        self.step = state["step"]
+
+
+class RunningAverage:
+    """An average of the last hundred or so numbers, held on their device."""
+
+    def __init__(self):
+        self.count = 0
+        self.average = 0.0
+
+    def add(self, number: Tensor) -> None:
+        self.count += 1
+        self.average = self.average + (number - self.average) / min(self.count, 100)
+
+    def value(self) -> float:
+        return float(self.average)
+
+
+def newest_checkpoint(folder: str | Path) -> Path | None:
+    """The checkpoint with the most steps in a folder of checkpoints, None where there is none."""
+    folder = Path(folder)
+    matches = [CHECKPOINT.fullmatch(path.name) for path in folder.iterdir()] if folder.is_dir() else []
+    steps = [int(match[1]) for match in matches if match]
+    return folder / f"checkpoint.{max(steps)}" if steps else None
+
+
+def save_image_grid(images: Tensor, path: str | Path, columns: int | None = None) -> None:
+    """Writes images (b c h w) in [0, 1] as one picture, small ones enlarged so that they can be seen.
+
+    Args:
+        columns: images in a row; by default as many as make the grid about square.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    enlarge = max(1, round(48 / max(images.shape[-2:])))
+    images = images.float().repeat_interleave(enlarge, dim=-2).repeat_interleave(enlarge, dim=-1)
+    partial = path.with_name(f"{path.name}.partial")
+    save_image(images, partial, nrow=columns or math.ceil(math.sqrt(len(images))), format="png")
+    os.replace(partial, path)
+
+
+def save_image_files(images: Tensor, folder: str | Path) -> None:
+    """Writes images (b c h w) in [0, 1] into `folder`, each as a PNG file named after its number."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    for i, image in enumerate(images.float()):
+        to_pil_image(image.mul(255).round().byte()).save(folder / f"{i:05}.png")

@@ -1,0 +1,65 @@
+"""Are the digits that a run draws digits, of all kinds, and not copies?
+
+    ardiff train digits --head diffusion --run runs/diffusion
+    python benchmarks/digits.py runs/diffusion
+
+Draws samples with each run and compares them with scikit-learn's 1,797 real digits:
+
+- sure: the share of samples of which a logistic regression, fitted on half of the real digits, is at least 90 % sure. Beside it
+  the same share of the other half, and how many of that half it gets right.
+- classes: how many samples it takes for each digit.
+- nearest: the median distance from a sample to the nearest real digit, and from a real digit to the nearest other one. Copies would
+  lie nearer.
+"""
+
+import argparse
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from sklearn.datasets import load_digits
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import train_test_split
+from sklearn.neighbors import NearestNeighbors
+
+
+def draw(run: str, count: int, seed: int) -> np.ndarray:
+    """Samples (n 64) with values in [0, 16], as the real digits have."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = ["ardiff", "sample", run, "--count", str(count), "--batch-size", "500", "--seed", str(seed), "--files", folder]
+        subprocess.run([*command, "--output", f"{folder}/grid/grid.png"], check=True, capture_output=True)
+        files = sorted(Path(folder).glob("*.png"))
+        return np.stack([np.asarray(Image.open(file)).ravel() / 255 * 16 for file in files])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="+", metavar="RUN")
+    parser.add_argument("--count", type=int, default=500)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+
+    real, labels = load_digits(return_X_y=True)
+    fitted, held_out, fitted_labels, held_out_labels = train_test_split(real, labels, test_size=0.5, random_state=0)
+    classifier = LogisticRegression(max_iter=5000).fit(fitted, fitted_labels)
+
+    def sure(digits: np.ndarray) -> float:
+        return (classifier.predict_proba(digits).max(axis=1) >= 0.9).mean()
+
+    neighbours = NearestNeighbors(n_neighbors=2).fit(real)
+    between_real = np.median(neighbours.kneighbors(real)[0][:, 1])
+    print(f"held-out real digits: {classifier.score(held_out, held_out_labels):.1%} right, {sure(held_out):.1%} sure")
+    print(f"nearest other real digit: {between_real:.2f}\n")
+    print(f"{'run':24} {'sure':>6} {'nearest':>8}  classes 0 to 9")
+    for run in args.runs:
+        samples = draw(run, args.count, args.seed)
+        counts = np.bincount(classifier.predict(samples), minlength=10)
+        nearest = np.median(neighbours.kneighbors(samples)[0][:, 0])
+        print(f"{run:24} {sure(samples):6.1%} {nearest:8.2f}  {' '.join(f'{count:3}' for count in counts)}", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
