@@ -41,7 +41,7 @@ setup(
     ],
     extras_require={
         "demo": ["scikit-learn>=1.3"],
-        "test": ["build", "pytest>=8.0", "ruff>=0.9", "scikit-learn>=1.3"],
+        "test": ["build", "setuptools>=77", "wheel", "pytest>=8.0", "ruff>=0.9", "scikit-learn>=1.3"],
     },
     entry_points={"console_scripts": ["ardiff=autoregressive_diffusion_pytorch.cli:main"]},
 )

@@ -6,6 +6,7 @@ A run is one folder: `config.json`, `checkpoints/` and `samples/`.
 from __future__ import annotations
 
 import json
+import warnings
 from itertools import count as count_up
 from pathlib import Path
 
@@ -13,19 +14,19 @@ import click
 
 # what to train where the command line says nothing else
 DIGITS = dict(
-    image_size=8, patch_size=2, channels=1, dim=128, depth=4, heads=4, mlp_width=256, batch_size=64, steps=2500, learning_rate=1e-3
+    image_size=8, patch_size=2, channels=1, dim=128, depth=4, heads=4, mlp_width=128, batch_size=64, steps=1200, learning_rate=1e-3
 )
 FOLDER = dict(
     image_size=64,
     patch_size=8,
     channels=3,
-    dim=384,
-    depth=8,
-    heads=6,
-    mlp_width=512,
+    dim=256,
+    depth=6,
+    heads=4,
+    mlp_width=384,
     batch_size=32,
-    steps=50_000,
-    learning_rate=3e-4,
+    steps=50000,
+    learning_rate=5e-4,
 )
 
 
@@ -37,6 +38,8 @@ def _by_source(name: str) -> str:
 @click.version_option(package_name="autoregressive-diffusion-pytorch")
 def main() -> None:
     """Train models that draw images token by token, and draw images with them."""
+    # x-transformers compiles a few functions with torch.jit: nothing that a person at the command line could change
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.jit")
 
 
 @main.command(short_help="Train on a folder of images, or on the built-in digits.")
@@ -53,9 +56,17 @@ def main() -> None:
 @click.option("--mlp-depth", type=click.IntRange(1), default=3, show_default=True, help="Blocks of the head's network.")
 @click.option("--noise-draws", type=click.IntRange(1), default=4, show_default=True, help="Noise draws for each token and step.")
 @click.option("--steps", type=click.IntRange(1), help=f"Training steps. {_by_source('steps')}")
+@click.option("--minutes", type=click.FloatRange(0, min_open=True), help="End after this time, even if steps are left.")
 @click.option("--batch-size", type=click.IntRange(1), help=f"Images a step. {_by_source('batch_size')}")
 @click.option(
     "--learning-rate", type=click.FloatRange(0, min_open=True), help=f"Highest learning rate. {_by_source('learning_rate')}"
+)
+@click.option(
+    "--lr-schedule",
+    type=click.Choice(["constant", "cosine"]),
+    default="constant",
+    show_default=True,
+    help="Cosine falls to zero at the last step.",
 )
 @click.option("--flip/--no-flip", default=False, show_default=True, help="Mirror the images of a folder at random.")
 @click.option("--skip-damaged", is_flag=True, help="Leave out image files that cannot be read, instead of stopping at one.")
@@ -93,8 +104,10 @@ def train(source: str, run_folder: Path | None, **options) -> None:
         dataset=dict(augment_horizontal_flip=options["flip"], skip_damaged=options["skip_damaged"]),
         trainer=dict(
             num_train_steps=options["steps"],
+            max_minutes=options["minutes"],
             batch_size=options["batch_size"],
             learning_rate=options["learning_rate"],
+            lr_schedule=options["lr_schedule"],
             save_results_every=options["sample_every"],
             checkpoint_every=options["checkpoint_every"],
             num_samples=64,
@@ -112,9 +125,11 @@ def train(source: str, run_folder: Path | None, **options) -> None:
 @main.command(short_help="Go on with a training run.")
 @click.argument("run_folder", metavar="RUN", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--steps", type=click.IntRange(1), help="Train up to this step. [default: as when the run was started]")
-def resume(run_folder: Path, steps: int | None) -> None:
+@click.option("--minutes", type=click.FloatRange(0, min_open=True), help="End after this time, even if steps are left.")
+def resume(run_folder: Path, steps: int | None, minutes: float | None) -> None:
     """Go on with RUN from its newest checkpoint."""
     config = _read_config(run_folder)
+    config["trainer"]["max_minutes"] = minutes
     if steps:
         config["trainer"]["num_train_steps"] = steps
     _train(_build(config, run_folder, resume=True), run_folder)
@@ -220,7 +235,12 @@ def _build(config: dict, run_folder: Path, resume: bool = False):
 
 
 def _train(trainer, run_folder: Path) -> None:
+    from autoregressive_diffusion_pytorch.image_dataset import DamagedImageError
+
     click.echo(f"{len(trainer.dataset):,} images; the run is in {run_folder}", err=True)
-    trainer()
+    try:
+        trainer()
+    except DamagedImageError as error:
+        raise click.ClickException(f"{error}\n--skip-damaged leaves such files out") from error
     click.echo(trainer.results_folder / f"results.{trainer.step}.png")
     click.echo(f"more of them: ardiff sample {run_folder}", err=True)

@@ -21,6 +21,10 @@ EXTENSIONS = ("jpg", "jpeg", "png", "tif", "tiff", "webp", "bmp")
 MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}  # Pillow's names of the pixel formats, by number of channels
 
 
+class DamagedImageError(ValueError):
+    """A file with the ending of an image that cannot be read as one."""
+
+
 class ImageDataset(Dataset):
     """The images of a folder and all folders in it, each as a tensor (c h w) with values in [0, 1].
 
@@ -34,7 +38,7 @@ class ImageDataset(Dataset):
         exts: endings of the files to read, in any case.
         augment_horizontal_flip: mirror each image with probability 1/2, anew each time it is read.
         skip_damaged: read every file once now, and leave out those that cannot be read, with one warning that lists them.
-            Otherwise a damaged file raises a ValueError that names it when its turn comes.
+            Otherwise a damaged file raises a `DamagedImageError`, a ValueError that names it, when its turn comes.
 
     Raises:
         FileNotFoundError: if the folder is missing.
@@ -76,7 +80,7 @@ class ImageDataset(Dataset):
             with Image.open(path) as image:
                 image = convert_channels(ImageOps.exif_transpose(image), self.channels)
         except Exception as error:  # damaged files raise all kinds of errors in Pillow's decoders
-            raise ValueError(f"{path} cannot be read as an image: {error}") from error
+            raise DamagedImageError(f"{path} cannot be read as an image: {error}") from error
         height, width = self.image_size
         return ImageOps.fit(image, (width, height), method=Image.Resampling.LANCZOS)
 
@@ -84,7 +88,7 @@ class ImageDataset(Dataset):
         def fault(path: Path) -> str | None:
             try:
                 self._read(path)
-            except ValueError as error:
+            except DamagedImageError as error:
                 return str(error)
 
         with ThreadPoolExecutor(os.cpu_count()) as pool:

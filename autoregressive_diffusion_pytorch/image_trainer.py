@@ -7,6 +7,7 @@ import math
 import os
 import re
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Literal
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast
 from ema_pytorch import EMA
 from safetensors.torch import load_model, save_model
 from torch import Tensor
@@ -39,8 +41,10 @@ class ImageTrainer:
         model: the model.
         dataset: gives images (c h w).
         num_train_steps: optimiser steps in all.
+        max_minutes: end after this time even if steps are left, as after the last step.
         learning_rate: its highest value, reached after `warmup_steps`.
-        lr_schedule: "cosine" falls to zero at the last step, "constant" stays.
+        lr_schedule: "constant" stays, so that a run can be ended at any time: the averaged weights are what a falling rate would
+            give. "cosine" falls to zero at the last of `num_train_steps`.
         warmup_steps: steps of linear warm-up; at most a tenth of the training.
         batch_size: images a step, for each process.
         max_grad_norm: the gradient is clipped to this norm.
@@ -64,8 +68,9 @@ class ImageTrainer:
         *,
         dataset: Dataset,
         num_train_steps: int = 70_000,
+        max_minutes: float | None = None,
         learning_rate: float = 3e-4,
-        lr_schedule: Literal["cosine", "constant"] = "cosine",
+        lr_schedule: Literal["constant", "cosine"] = "constant",
         warmup_steps: int = 500,
         batch_size: int = 16,
         max_grad_norm: float = 1.0,
@@ -89,12 +94,15 @@ class ImageTrainer:
             num_samples=num_samples,
         )
         check_above_zero(learning_rate=learning_rate, max_grad_norm=max_grad_norm)
-        check_choice("lr_schedule", lr_schedule, ("cosine", "constant"))
+        if max_minutes is not None:
+            check_above_zero(max_minutes=max_minutes)
+        check_choice("lr_schedule", lr_schedule, ("constant", "cosine"))
         if len(dataset) < 1:
             raise ValueError("dataset holds no image")
 
         self.dataset = dataset
         self.num_train_steps = num_train_steps
+        self.max_minutes = max_minutes
         self.batch_size = batch_size
         self.max_grad_norm = max_grad_norm
         self.save_results_every = save_results_every
@@ -149,25 +157,33 @@ class ImageTrainer:
         return self.accelerator.unwrap_model(self.model)
 
     def __call__(self) -> None:
-        """Trains up to `num_train_steps`."""
+        """Trains up to `num_train_steps`, or for `max_minutes`."""
+        deadline = math.inf if self.max_minutes is None else time.monotonic() + 60 * self.max_minutes
         batches = self._batches()
         images_a_step = self.batch_size * self.accelerator.num_processes * self.accelerator.gradient_accumulation_steps
         average = RunningAverage()
         with tqdm(total=self.num_train_steps, initial=self.step, desc="training", disable=not self.is_main) as bar:
-            while self.step < self.num_train_steps:
+            last = self.step >= self.num_train_steps
+            while not last:
                 average.add(self._train_step(batches))
                 self.step += 1
                 bar.update()
+                last = self.step == self.num_train_steps or self._agree(time.monotonic() > deadline)
                 # reading the loss waits for the device: only as often as a person reads the bar
-                if self.step % 10 == 0 or self.step == self.num_train_steps:
+                if last or self.step % 10 == 0:
                     rate = bar.format_dict["rate"]
                     speed = f"{rate * images_a_step:.0f}" if rate else "?"
-                    bar.set_postfix_str(f"loss {average.value():.4f}, {speed} images/s")
-                last = self.step == self.num_train_steps
+                    bar.set_postfix_str(f"loss {average.value():.4f}, {speed} images/s", refresh=False)
                 if last or self.step % self.save_results_every == 0:
                     self.save_results()
                 if last or self.step % self.checkpoint_every == 0:
                     self.save()
+
+    def _agree(self, decision: bool) -> bool:
+        """The main process's decision, in all processes: those that go on would wait for ever for one that stopped."""
+        if self.max_minutes is None or self.accelerator.num_processes == 1:
+            return decision
+        return bool(broadcast(torch.tensor(int(decision), device=self.accelerator.device)))
 
     def _batches(self) -> Iterator[Tensor]:
         while True:

@@ -36,7 +36,7 @@ class ElucidatedDiffusion(Head):
         self,
         net: MLP,
         *,
-        num_sample_steps: int = 18,
+        num_sample_steps: int = 32,
         sigma_min: float = 0.002,
         sigma_max: float = 80.0,
         sigma_data: float = 0.5,

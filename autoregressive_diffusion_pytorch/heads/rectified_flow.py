@@ -32,7 +32,8 @@ class RectifiedFlow(Head):
         num_sample_steps: steps of the solver from time 0 to 1, evenly spaced.
         solver: "euler" (one evaluation of the network a step) or "midpoint" (two).
         model_output_clean: the network's output is the clean token, from which the velocity follows, instead of the velocity.
-        eps: smallest `1 - t` by which a velocity is computed from a clean token.
+        eps: smallest `1 - t` by which the error of a clean token is divided to get the error of its velocity: it bounds the weight
+            of times near 1 in the loss.
         time_distribution: of the training times, "uniform" or "logit_normal" (Esser et al. 2024, eq. 19).
         logit_mean, logit_std: location and scale of the logit-normal distribution.
         num_noise_draws: noise draws for each token and training step.
@@ -46,7 +47,7 @@ class RectifiedFlow(Head):
         solver: Literal["euler", "midpoint"] = "midpoint",
         model_output_clean: bool = True,
         eps: float = 5e-2,
-        time_distribution: Literal["uniform", "logit_normal"] = "logit_normal",
+        time_distribution: Literal["uniform", "logit_normal"] = "uniform",
         logit_mean: float = 0.0,
         logit_std: float = 1.0,
         num_noise_draws: int = 1,
@@ -63,14 +64,13 @@ class RectifiedFlow(Head):
         self.logit_mean = logit_mean
         self.logit_std = logit_std
 
-    def velocity(self, noised: Tensor, times: Tensor | float, modulation: Tensor) -> Tensor:
-        """The velocity dx/dt at `noised` (… d). `times` is a float or broadcasts against it."""
+    def velocity(self, noised: Tensor, times: float, modulation: Tensor) -> Tensor:
+        """The velocity dx/dt at `noised` (… d) and a time below 1."""
         output = self.net.denoise(noised, modulation).to(noised.dtype)
         if not self.model_output_clean:
             return output
-        # x_1 - x_0 = (x_1 - x_t) / (1 - t)
-        remaining = max(1 - times, self.eps) if isinstance(times, float) else (1 - times).clamp(min=self.eps)
-        return (output - noised) / remaining
+        # the path is straight: x_1 - x_0 = (x_1 - x_t) / (1 - t)
+        return (output - noised) / (1 - times)
 
     def draw_times(self, like: Tensor) -> Tensor:
         """Training times in (0, 1), of the shape of `like`."""
@@ -81,10 +81,16 @@ class RectifiedFlow(Head):
     def losses(self, tokens: Tensor, cond: Tensor) -> Tensor:
         times = self.draw_times(tokens[..., 0])
         modulation = self.net.modulate(times, cond)
+        times = times[..., None]
         noise = torch.randn_like(tokens)
-        noised = noise.lerp(tokens, times[..., None])
+        noised = noise.lerp(tokens, times)
+        output = self.net.denoise(noised, modulation).to(tokens.dtype)
         # Liu et al. 2022, eq. 1: the velocity of the straight path is data minus noise everywhere on it
-        return (self.velocity(noised, times[..., None], modulation) - (tokens - noise)).square().mean(dim=-1)
+        if self.model_output_clean:
+            errors = (output - tokens) / (1 - times).clamp(min=self.eps)
+        else:
+            errors = output - (tokens - noise)
+        return errors.square().mean(dim=-1)
 
     def draw(self, cond: Tensor, num_steps: int, noise: Callable[[], Tensor]) -> Tensor:
         solver = partial(self.solver, times=[i / num_steps for i in range(num_steps + 1)])

@@ -1,0 +1,118 @@
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+from helpers import FormulaNet, assert_mean, assert_std, stir
+
+from autoregressive_diffusion_pytorch import MLP, ElucidatedDiffusion
+
+SIGMA_DATA = 0.5
+
+
+def gaussian_head(mean, std, **kwargs):
+    """A head whose denoiser is the ideal one of N(mean, std²): its network is F of eq. 7, solved for D = E[token | noised]."""
+
+    def formula(scaled, times, cond):
+        sigma = (4 * times).exp()
+        variance = sigma**2 + SIGMA_DATA**2
+        noised = scaled * variance.sqrt()
+        ideal = (std**2 * noised + sigma**2 * mean) / (std**2 + sigma**2)
+        return (ideal - SIGMA_DATA**2 / variance * noised) / (sigma * SIGMA_DATA / variance.sqrt())
+
+    return ElucidatedDiffusion(FormulaNet(2, formula), sigma_data=SIGMA_DATA, **kwargs)
+
+
+def test_preconditioned_network_at_zero_output_is_c_skip_times_x():
+    head = ElucidatedDiffusion(MLP(6, 4, depth=2, width=16), sigma_data=0.7)
+    x, sigma = torch.randn(3, 4), torch.tensor([[0.1], [1.0], [30.0]])
+    modulation = head.net.modulate(head.c_noise(sigma[..., 0]), torch.randn(3, 6))
+    torch.testing.assert_close(head.denoised(x, sigma, modulation), 0.7**2 / (sigma**2 + 0.7**2) * x)
+
+
+def test_preconditioning_keeps_variances_at_one():
+    # Karras et al., appendix B.6: input and target of the network have unit variance when the data has sigma_data
+    head = ElucidatedDiffusion(MLP(6, 4, depth=1, width=8))
+    sigma = torch.tensor([0.01, 0.3, 1.0, 50.0], dtype=torch.float64)
+    torch.testing.assert_close(head.c_in(sigma) ** 2 * (sigma**2 + 0.25), torch.ones(4).double())
+    target_variance = ((1 - head.c_skip(sigma)) ** 2 * 0.25 + head.c_skip(sigma) ** 2 * sigma**2) / head.c_out(sigma) ** 2
+    torch.testing.assert_close(target_variance, torch.ones(4).double())
+    torch.testing.assert_close(head.loss_weight(sigma) * head.c_out(sigma) ** 2, torch.ones(4).double())
+
+
+@pytest.mark.parametrize("sigma", [0.05, 0.5, 5.0])
+def test_loss_of_the_ideal_denoiser_at_one_noise_level(sigma):
+    # the error left is the posterior variance of the token, sigma² std² / (sigma² + std²)
+    std = 0.8
+    head = gaussian_head(0.3, std, P_mean=math.log(sigma), P_std=1e-9)
+    losses = head(0.3 + std * torch.randn(40_000, 2), torch.zeros(40_000, 1))
+    weight = (sigma**2 + SIGMA_DATA**2) / (sigma * SIGMA_DATA) ** 2
+    assert_mean(losses, weight * sigma**2 * std**2 / (sigma**2 + std**2))
+
+
+def test_loss_of_the_ideal_denoiser_over_the_noise_distribution():
+    std, P_mean, P_std = 0.8, -1.0, 1.4
+    head = gaussian_head(0.3, std, P_mean=P_mean, P_std=P_std)
+    losses = head(0.3 + std * torch.randn(40_000, 2), torch.zeros(40_000, 1))
+    z = torch.linspace(-8, 8, 4001, dtype=torch.float64)
+    sigma = (P_mean + P_std * z).exp()
+    loss = (sigma**2 + SIGMA_DATA**2) / SIGMA_DATA**2 * std**2 / (sigma**2 + std**2)
+    density = (-(z**2) / 2).exp() / math.sqrt(2 * math.pi)
+    assert_mean(losses, torch.trapezoid(density * loss, z).item())
+
+
+@pytest.mark.parametrize("S_churn", [0.0, 40.0])
+@pytest.mark.parametrize("temperature", [1.0, 0.5])
+def test_sampler_with_the_ideal_denoiser(S_churn, temperature):
+    head = gaussian_head(0.3, 0.8, S_churn=S_churn, S_noise=1.0, num_sample_steps=100)
+    samples = head.sample(torch.zeros(20_000, 1), temperature=temperature)
+    # from the finite sigma_max a share of the mean, std / sigma_max, is missing: 0.3 · 0.8 / 80
+    assert_mean(samples, 0.3, extra=0.003)
+    assert_std(samples, 0.8 * temperature, extra=0.002)
+
+
+def test_schedule():
+    head = ElucidatedDiffusion(MLP(6, 4, depth=1, width=8), sigma_min=0.01, sigma_max=50.0, rho=5.0)
+    sigmas = head.schedule(7)
+    assert len(sigmas) == 8
+    assert sigmas[0] == pytest.approx(50.0)
+    assert sigmas[6] == pytest.approx(0.01)
+    assert sigmas[7] == 0.0
+    roots = [sigma**0.2 for sigma in sigmas[:7]]
+    steps = [a - b for a, b in pairwise(roots)]
+    assert steps == pytest.approx([steps[0]] * 6)
+
+
+def test_one_step_is_a_denoised_token_from_the_highest_level():
+    head = stir(ElucidatedDiffusion(MLP(6, 4, depth=2, width=16)))
+    cond = torch.randn(3, 6)
+    sample = head.sample(cond, num_steps=1, generator=torch.Generator().manual_seed(0))
+    noise = 80.0 * torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
+    modulation = head.net.modulate(head.c_noise(torch.full((3,), 80.0)), cond)
+    torch.testing.assert_close(sample, head.denoised(noise, 80.0, modulation), rtol=1e-4, atol=1e-4)
+
+
+def test_clamping_holds_samples_but_never_the_training():
+    far, near = (gaussian_head(3.0, 0.1, clamp_during_sampling=clamp) for clamp in (False, True))
+    cond = torch.zeros(100, 1)
+    assert far.sample(cond).mean() > 2.5
+    assert near.sample(cond).abs().max() <= 1
+    # the loss of the ideal denoiser stays small though its tokens lie outside [-1, 1]
+    losses = near(3.0 + 0.1 * torch.randn(100, 2), cond)
+    assert losses.mean() < 1
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        (dict(sigma_min=0.0), "sigma_min"),
+        (dict(sigma_min=2.0, sigma_max=1.0), "sigma_min < sigma_max, got 2.0 and 1.0"),
+        (dict(sigma_data=0.0), "sigma_data must be above 0, got 0.0"),
+        (dict(rho=-1.0), "rho must be above 0, got -1.0"),
+        (dict(P_std=0.0), "P_std must be above 0, got 0.0"),
+        (dict(S_churn=-1.0), "S_churn must be at least 0, got -1.0"),
+    ],
+)
+def test_bad_constants(kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        ElucidatedDiffusion(MLP(6, 4, depth=1, width=8), **kwargs)

@@ -1,0 +1,180 @@
+"""What holds for every head."""
+
+import math
+
+import pytest
+import torch
+from helpers import STANDARD_ERRORS, assert_mean, assert_std, stir
+
+from autoregressive_diffusion_pytorch import MLP, ElucidatedDiffusion, RectifiedFlow
+
+HEADS = [
+    pytest.param(ElucidatedDiffusion, {}, id="diffusion"),
+    pytest.param(ElucidatedDiffusion, dict(S_churn=10.0, num_sample_steps=32), id="stochastic-diffusion"),
+    pytest.param(RectifiedFlow, {}, id="flow-clean-token"),
+    pytest.param(RectifiedFlow, dict(model_output_clean=False), id="flow-velocity"),
+]
+heads = pytest.mark.parametrize(("head_class", "kwargs"), HEADS)
+
+
+def make_head(head_class, kwargs, dim_cond=6, dim_input=4, width=16, depth=2):
+    return head_class(MLP(dim_cond, dim_input, depth=depth, width=width), **kwargs)
+
+
+def train(head, draw_batch, steps, learning_rate=5e-3):
+    """Trains a head on `draw_batch() -> tokens, cond`."""
+    optimizer = torch.optim.AdamW(head.parameters(), lr=learning_rate, weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps, pct_start=0.1)
+    for _ in range(steps):
+        head(*draw_batch()).mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        schedule.step()
+    return head
+
+
+@heads
+@pytest.mark.parametrize("shape", [(), (3,), (3, 5)])
+def test_a_loss_and_a_sample_for_each_token(head_class, kwargs, shape):
+    head = stir(make_head(head_class, kwargs))
+    cond = torch.randn(*shape, 6)
+    losses = head(torch.randn(*shape, 4), cond)
+    assert losses.shape == shape
+    assert (losses > 0).all()
+    assert head.sample(cond).shape == (*shape, 4)
+
+
+@heads
+def test_loss_is_the_mean_over_the_noise_draws(head_class, kwargs):
+    head = stir(make_head(head_class, kwargs | dict(num_noise_draws=4096)))
+    single = stir(make_head(head_class, kwargs))
+    single.load_state_dict(head.state_dict())
+    tokens, cond = torch.randn(4), torch.randn(6)
+    with torch.no_grad():
+        alone = single(tokens.expand(4096, 4), cond.expand(4096, 6))
+        together = torch.stack([head(tokens, cond) for _ in range(8)])
+    # both are means of 4,096 independent draws
+    error = alone.std() / math.sqrt(len(alone))
+    assert (together - alone.mean()).abs().max() < STANDARD_ERRORS * math.sqrt(2) * error
+
+
+@heads
+def test_same_seed_same_sample(head_class, kwargs):
+    head = stir(make_head(head_class, kwargs))
+    cond = torch.randn(3, 6)
+    first, second, other = (head.sample(cond, generator=torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
+    assert torch.equal(first, second)
+    assert not torch.allclose(first, other)
+    torch.manual_seed(5)
+    first = head.sample(cond)
+    torch.manual_seed(5)
+    assert torch.equal(first, head.sample(cond))
+
+
+@heads
+def test_a_generator_leaves_the_global_state_alone(head_class, kwargs):
+    head = make_head(head_class, kwargs)
+    before = torch.get_rng_state()
+    head.sample(torch.randn(3, 6, generator=torch.Generator()), generator=torch.Generator())
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@heads
+def test_temperature_zero_is_deterministic(head_class, kwargs):
+    head = stir(make_head(head_class, kwargs))
+    cond = torch.randn(3, 6)
+    assert torch.equal(head.sample(cond, temperature=0.0), head.sample(cond, temperature=0.0))
+    assert not torch.allclose(head.sample(cond), head.sample(cond))
+
+
+@heads
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_sampler_state_is_never_below_single_precision(head_class, kwargs, dtype):
+    head = stir(make_head(head_class, kwargs)).to(dtype)
+    expected = torch.promote_types(dtype, torch.float32)
+    assert head.sample(torch.randn(3, 6, dtype=dtype)).dtype == expected
+    assert head(torch.randn(3, 4, dtype=dtype), torch.randn(3, 6, dtype=dtype)).dtype == expected
+
+
+@heads
+def test_bfloat16_samples_are_near_those_of_single_precision(head_class, kwargs):
+    head = stir(make_head(head_class, kwargs), 0.05)
+    cond = torch.randn(256, 6)
+    exact, rounded = (
+        h.sample(c, generator=torch.Generator().manual_seed(0)) for h, c in ((head, cond), (head.bfloat16(), cond.bfloat16()))
+    )
+    # bfloat16 rounds to 1 part in 256; the solver's steps average the rounding out rather than add it up
+    assert (rounded - exact).square().mean().sqrt() < 0.02 * exact.std()
+
+
+@heads
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (dict(num_steps=0), "num_steps must be a whole number of at least 1, got 0"),
+        (dict(num_steps=2.5), "num_steps must be a whole number of at least 1, got 2.5"),
+        (dict(temperature=-0.1), "temperature must be at least 0, got -0.1"),
+        (dict(temperature=float("nan")), "temperature must be at least 0, got nan"),
+    ],
+)
+def test_bad_sampling_arguments(head_class, kwargs, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        make_head(head_class, kwargs).sample(torch.randn(3, 6), **arguments)
+
+
+@heads
+@pytest.mark.parametrize("name", ["num_sample_steps", "num_noise_draws"])
+def test_bad_counts(head_class, kwargs, name):
+    with pytest.raises(ValueError, match=f"{name} must be a whole number of at least 1, got 0"):
+        make_head(head_class, kwargs | {name: 0})
+
+
+# what a trained head has learnt, within the error of this many samples; with enough steps for the solver's own error not to count
+
+NUM_SAMPLES = 2000
+NUM_STEPS = 64
+
+
+@heads
+def test_learns_a_gaussian_whose_mean_depends_on_the_condition(head_class, kwargs):
+    slope = torch.tensor([[0.8, -0.4], [0.3, 0.6]])
+    std = torch.tensor([0.3, 0.6])
+
+    def draw_batch():
+        cond = torch.rand(512, 2) * 2 - 1
+        return cond @ slope + std * torch.randn(512, 2), cond
+
+    head = train(make_head(head_class, kwargs, dim_cond=2, dim_input=2, width=64), draw_batch, steps=1200)
+    for cond in torch.tensor([[0.0, 0.0], [0.9, -0.5], [-0.6, 0.8]]):
+        samples = head.sample(cond.expand(NUM_SAMPLES, 2), num_steps=NUM_STEPS)
+        assert_mean(samples, cond @ slope)
+        assert_std(samples, std)
+        # temperature: the standard deviation is multiplied by it, the mean stays
+        cooler = head.sample(cond.expand(NUM_SAMPLES, 2), num_steps=NUM_STEPS, temperature=0.7)
+        assert_mean(cooler, cond @ slope)
+        assert_std(cooler, 0.7 * std)
+
+
+@heads
+def test_learns_a_mixture(head_class, kwargs):
+    centres = torch.tensor([[-1.0, -0.5], [0.9, -0.7], [0.2, 0.8]])
+    weights = torch.tensor([0.2, 0.5, 0.3])
+    std = 0.15
+
+    def draw_mixture(count):
+        return centres[torch.multinomial(weights, count, replacement=True)] + std * torch.randn(count, 2)
+
+    head = train(
+        make_head(head_class, kwargs, dim_cond=1, dim_input=2, width=64, depth=3),
+        lambda: (draw_mixture(512), torch.zeros(512, 1)),
+        steps=1200,
+    )
+    samples = head.sample(torch.zeros(NUM_SAMPLES, 1), num_steps=NUM_STEPS)
+
+    assert_mean(samples, weights @ centres)
+    products = (samples[:, :, None] * samples[:, None, :]).flatten(1)
+    assert_mean(products, ((centres.T * weights) @ centres + std**2 * torch.eye(2)).flatten())
+    distances, nearest = torch.cdist(samples, centres).min(dim=-1)
+    assert_mean(torch.nn.functional.one_hot(nearest, 3).float(), weights)
+    # a Gaussian in two dimensions lies beyond three deviations with probability exp(-9 / 2): little lies between the modes
+    assert (distances > 3 * std).float().mean() < 0.05

@@ -1,0 +1,49 @@
+"""What several tests need: networks with all parts switched on, ideal denoisers, tolerances."""
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+
+
+def stir(module: Module, amount: float = 0.1) -> Module:
+    """Moves all parameters away from their initial values, where zeros hide a part of the network."""
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(amount * torch.randn_like(parameter))
+    return module
+
+
+class FormulaNet(Module):
+    """Stands in for the denoiser of a head: a formula of the noised token, the time and the condition."""
+
+    def __init__(self, dim_input: int, formula):
+        super().__init__()
+        self.dim_input = dim_input
+        self.formula = formula
+
+    def modulate(self, times: Tensor, cond: Tensor) -> Tensor:
+        cond = cond.expand(*torch.broadcast_shapes(times.shape, cond.shape[:-1]), cond.shape[-1])
+        return torch.cat((times.expand(cond.shape[:-1])[..., None], cond), dim=-1)
+
+    def denoise(self, noised: Tensor, modulation: Tensor) -> Tensor:
+        return self.formula(noised, modulation[..., :1], modulation[..., 1:])
+
+
+# Five standard errors: a right sampler fails one such comparison in two million
+STANDARD_ERRORS = 5
+
+
+def assert_mean(samples: Tensor, expected: Tensor | float, extra: float = 0.0) -> None:
+    """The mean over the first axis is as expected, within the error that the number of samples allows (and `extra`)."""
+    error = (samples.mean(dim=0) - expected).abs()
+    allowed = STANDARD_ERRORS * samples.std(dim=0) / math.sqrt(len(samples)) + extra
+    assert (error <= allowed).all(), f"mean {samples.mean(dim=0)}, expected {expected} within {allowed}"
+
+
+def assert_std(samples: Tensor, expected: Tensor | float, extra: float = 0.0) -> None:
+    """The standard deviation over the first axis of Gaussian samples is as expected, within their error (and `extra`)."""
+    std = samples.std(dim=0)
+    allowed = STANDARD_ERRORS * std / math.sqrt(2 * len(samples)) + extra
+    assert ((std - expected).abs() <= allowed).all(), f"std {std}, expected {expected} within {allowed}"

@@ -1,0 +1,264 @@
+import math
+
+import pytest
+import torch
+from helpers import assert_mean, assert_std, stir
+from test_backbone import CACHED, UNCACHED, parameters
+
+from autoregressive_diffusion_pytorch import AutoregressiveDiffusion, AutoregressiveFlow
+
+models = pytest.mark.parametrize("model_class", [AutoregressiveDiffusion, AutoregressiveFlow])
+POSITIONS = {
+    "absolute": dict(max_seq_len=6),
+    "axial": dict(max_seq_len=(2, 3)),
+    "rotary": dict(max_seq_len=6, decoder_kwargs=dict(rotary_pos_emb=True)),
+    "xpos": dict(max_seq_len=6, decoder_kwargs=dict(rotary_xpos=True)),
+    "polar": dict(max_seq_len=6, decoder_kwargs=dict(polar_pos_emb=True)),
+    "alibi": dict(max_seq_len=6, decoder_kwargs=dict(alibi_pos_bias=True)),
+    "relative": dict(max_seq_len=6, decoder_kwargs=dict(rel_pos_bias=True)),
+}
+
+
+def small_model(model_class, **kwargs):
+    sizes = dict(max_seq_len=6, depth=2, heads=2, dim_head=8, mlp_depth=2, mlp_width=24, dim_input=4)
+    return stir(model_class(16, **(sizes | kwargs)))
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+@models
+@pytest.mark.parametrize("kwargs", parameters(POSITIONS))
+@torch.no_grad()
+def test_a_condition_reads_only_earlier_tokens(model_class, kwargs):
+    model = small_model(model_class, **kwargs).eval()
+    seq = torch.randn(3, 6, 4)
+    conds = model.conditions(seq)
+    assert conds.shape == (3, 6, 16)
+    for j in range(6):
+        changed = seq.clone()
+        changed[:, j] += 1
+        moved = (model.conditions(changed) - conds).abs().amax(dim=(0, 2))
+        assert (moved[: j + 1] < 1e-6).all()
+        assert (moved[j + 1 :] > 1e-5).all()
+
+
+@models
+@pytest.mark.parametrize("decoder_kwargs", parameters(CACHED, UNCACHED))
+def test_cached_sampling_equals_uncached(model_class, decoder_kwargs):
+    model = small_model(model_class, decoder_kwargs=decoder_kwargs)
+    prompt = torch.randn(3, 2, 4)
+    cached = [model.sample(3, generator=seeded()), model.sample(3, prompt, generator=seeded())]
+    model.backbone.can_cache = False
+    uncached = [model.sample(3, generator=seeded()), model.sample(3, prompt, generator=seeded())]
+    for a, b in zip(cached, uncached, strict=True):
+        # to 1e-5 of the samples' own scale, which stirred weights have made large
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-5 * max(1.0, b.abs().max().item()))
+
+
+@models
+def test_sampling_draws_each_token_from_the_condition_of_training(model_class):
+    # the sampling loop against the training pass and the head alone
+    model = small_model(model_class).eval()
+    generator = seeded()
+    seq = torch.zeros(2, 6, 4)
+    for i in range(6):
+        seq[:, i] = model.head.sample(model.conditions(seq)[:, i], generator=generator)
+    torch.testing.assert_close(model.sample(2, generator=seeded()), seq, rtol=1e-4, atol=1e-4)
+
+
+@models
+def test_a_prompt_comes_back_untouched_and_changes_what_follows(model_class):
+    model = small_model(model_class)
+    prompt, other = torch.randn(3, 2, 4), torch.randn(3, 2, 4)
+    sample = model.sample(3, prompt, generator=seeded())
+    assert sample.shape == (3, 6, 4)
+    assert torch.equal(sample[:, :2], prompt)
+    following = model.sample(3, other, generator=seeded())[:, 2:]
+    assert (sample[:, 2:] - following).abs().amax(dim=-1).amin() > 1e-4
+
+
+@models
+def test_prompts_of_every_length(model_class):
+    model = small_model(model_class)
+    for length in range(7):
+        prompt = torch.randn(2, length, 4)
+        sample = model.sample(2, prompt)
+        assert sample.shape == (2, 6, 4)
+        assert torch.equal(sample[:, :length], prompt)
+    # one prompt for many samples, and a batch as large as the prompts
+    assert torch.equal(model.sample(5, prompt[:1])[3, :6], prompt[0])
+    assert model.sample(prompt=prompt).shape == (2, 6, 4)
+
+
+@models
+def test_losses_of_shorter_sequences_and_of_single_tokens(model_class):
+    model = small_model(model_class)
+    seq = torch.randn(3, 4, 4)
+    assert model(seq).shape == ()
+    torch.manual_seed(1)
+    losses = model(seq, loss_reduction="none")
+    assert losses.shape == (3, 4)
+    torch.manual_seed(1)
+    torch.testing.assert_close(model(seq), losses.mean())
+
+
+@models
+def test_noised_tokens_are_read_but_not_predicted(model_class):
+    model = small_model(model_class).eval()
+    seq, noised = torch.randn(3, 6, 4), torch.randn(3, 6, 4)
+    torch.manual_seed(1)
+    losses = model(seq, noised_seq=noised, loss_reduction="none")
+    torch.manual_seed(1)
+    torch.testing.assert_close(losses, model.head(seq, model.conditions(noised)))
+
+
+@models
+def test_all_parameters_learn(model_class):
+    model = small_model(model_class, decoder_kwargs=dict(rotary_pos_emb=True))
+    model(torch.randn(3, 6, 4)).backward()
+    idle = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+    assert idle == []
+
+
+@models
+def test_same_seed_same_result(model_class):
+    model = small_model(model_class)
+    first, second, other = (model.sample(2, generator=seeded(seed)) for seed in (1, 1, 2))
+    assert torch.equal(first, second)
+    assert not torch.allclose(first, other)
+    assert not torch.allclose(first[0], first[1])
+    assert torch.equal(*(model.sample(2, temperature=0.0) for _ in range(2)))
+
+
+@models
+def test_sampling_leaves_each_module_in_its_mode(model_class):
+    model = small_model(model_class, mlp_kwargs=dict(dropout=0.5), decoder_kwargs=dict(attn_dropout=0.5)).train()
+    model.backbone.eval()
+    modes = [module.training for module in model.modules()]
+    samples = [model.sample(generator=seeded()) for _ in range(2)]
+    assert torch.equal(*samples)  # no dropout while sampling
+    assert [module.training for module in model.modules()] == modes
+    with pytest.raises(ValueError, match="num_steps"):
+        model.sample(num_steps=0)
+    assert [module.training for module in model.modules()] == modes
+
+
+@models
+def test_sampling_and_training_in_turn(model_class):
+    # what is sampled in inference mode must not spoil the training that follows
+    model = small_model(model_class, decoder_kwargs=dict(alibi_pos_bias=True))
+    with torch.inference_mode():
+        inference = model.sample(2, generator=seeded())
+    torch.testing.assert_close(inference, model.sample(2, generator=seeded()))
+    assert not model.sample(2).requires_grad
+    model(model.sample(2)).backward()
+
+
+@models
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_other_floating_types(model_class, dtype):
+    model = small_model(model_class, decoder_kwargs=dict(rotary_pos_emb=True)).to(dtype)
+    sample = model.sample(2)
+    assert sample.dtype == torch.promote_types(dtype, torch.float32)
+    assert sample.isfinite().all()
+    model(torch.randn(2, 6, 4, dtype=dtype)).backward()
+
+
+@models
+@pytest.mark.parametrize(
+    ("seq", "error", "message"),
+    [
+        (torch.zeros(2, 6, 5), ValueError, r"seq must be of shape \(b n 4\) with 1 <= n <= 6, got \(2, 6, 5\)"),
+        (torch.zeros(2, 7, 4), ValueError, r"got \(2, 7, 4\)"),
+        (torch.zeros(2, 0, 4), ValueError, r"got \(2, 0, 4\)"),
+        (torch.zeros(6, 4), ValueError, r"got \(6, 4\)"),
+        (torch.zeros(2, 6, 4, dtype=torch.long), TypeError, "seq must hold real numbers, got torch.int64"),
+    ],
+)
+def test_bad_sequences(model_class, seq, error, message):
+    with pytest.raises(error, match=message):
+        small_model(model_class)(seq)
+
+
+@models
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        (dict(batch_size=0), ValueError, "batch_size must be a whole number of at least 1, got 0"),
+        (dict(batch_size=2.0), ValueError, "batch_size must be a whole number of at least 1, got 2.0"),
+        (dict(batch_size=3, prompt=torch.zeros(2, 1, 4)), ValueError, "prompt must hold one sequence or batch_size = 3"),
+        (dict(prompt=torch.zeros(2, 7, 4)), ValueError, r"prompt must be of shape \(b n 4\) with 0 <= n <= 6"),
+        (dict(prompt=torch.zeros(2, 1, 3)), ValueError, "prompt must be of shape"),
+        (dict(prompt=torch.zeros(2, 1, 4, dtype=torch.int32)), TypeError, "prompt must hold real numbers"),
+        (dict(temperature=-1.0), ValueError, "temperature must be at least 0"),
+    ],
+)
+def test_bad_sampling_arguments(model_class, arguments, error, message):
+    with pytest.raises(error, match=message):
+        small_model(model_class).sample(**arguments)
+
+
+@models
+def test_other_bad_arguments(model_class):
+    model = small_model(model_class)
+    with pytest.raises(ValueError, match="loss_reduction must be one of 'mean', 'none', got 'sum'"):
+        model(torch.zeros(2, 6, 4), loss_reduction="sum")
+    with pytest.raises(ValueError, match=r"noised_seq must have the shape of seq, \(2, 6, 4\), got \(2, 5, 4\)"):
+        model(torch.zeros(2, 6, 4), noised_seq=torch.zeros(2, 5, 4))
+    with pytest.raises(TypeError, match="mlp_dept"):
+        small_model(model_class, mlp_dept=2)
+
+
+@models
+def test_token_width_and_head_width_default_to_the_model_width(model_class):
+    model = model_class(16, max_seq_len=4, depth=1, heads=2, dim_head=8)
+    assert model.sample(2).shape == (2, 4, 16)
+    assert model.head.net.proj_in.out_features == 16
+
+
+def test_progress_is_shown_only_when_asked(capsys):
+    model = small_model(AutoregressiveFlow)
+    model.sample()
+    assert capsys.readouterr() == ("", "")
+    model.sample(progress=True)
+    assert "tokens: 100%" in capsys.readouterr().err
+
+
+@models
+def test_learns_an_autoregressive_process(model_class):
+    # x_i = 0.7 x_{i-1} - 0.4 x_{i-2} + e, each token two such processes side by side with noise of different size
+    std = torch.tensor([0.3, 0.5])
+
+    def draw_batch(count):
+        seq = [torch.zeros(count, 2), torch.zeros(count, 2)]
+        for _ in range(4):
+            seq.append(0.7 * seq[-1] - 0.4 * seq[-2] + std * torch.randn(count, 2))
+        return torch.stack(seq[2:], dim=1)
+
+    model = model_class(
+        32, max_seq_len=4, depth=2, heads=2, dim_head=16, mlp_depth=2, mlp_width=48, dim_input=2, decoder_kwargs=dict(ff_mult=2)
+    )
+    num_steps = 800
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=num_steps, pct_start=0.1)
+    for _ in range(num_steps):
+        model(draw_batch(128)).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        schedule.step()
+
+    prompt = torch.tensor([[[0.4, -0.6], [-0.3, 0.5]]])
+    next_tokens = model.sample(2000, prompt)[:, 2]
+    assert_mean(next_tokens, 0.7 * prompt[0, 1] - 0.4 * prompt[0, 0])
+    assert_std(next_tokens, std)
+
+    # without a prompt, the process itself: the standard deviation of each step, and its dependence on the two before
+    seq = model.sample(2000)
+    assert_std(seq[:, 0], std)
+    residuals = seq[:, 2:] - 0.7 * seq[:, 1:-1] + 0.4 * seq[:, :-2]
+    assert_mean(residuals, 0.0)
+    assert_std(residuals, std)
+    correlation = (residuals * seq[:, 1:-1]).mean(dim=0) / (residuals.std(dim=0) * seq[:, 1:-1].std(dim=0))
+    assert correlation.abs().max() < 5 / math.sqrt(2000)

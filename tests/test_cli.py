@@ -1,0 +1,148 @@
+import json
+import subprocess
+import sys
+
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+
+from autoregressive_diffusion_pytorch.cli import main
+
+TINY = [
+    *("--dim", "16", "--depth", "1", "--heads", "2", "--mlp-width", "16", "--mlp-depth", "1"),
+    *("--noise-draws", "1", "--batch-size", "4", "--steps", "2"),
+]
+
+
+@pytest.fixture
+def call(tmp_path, monkeypatch):
+    """Calls a command in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+
+    def call(*arguments):
+        return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+    return call
+
+
+def succeeded(result):
+    assert result.exit_code == 0, (result.output, result.exception)
+    return result
+
+
+def failed(result):
+    assert result.exit_code != 0
+    assert isinstance(result.exception, SystemExit), result.exception
+    return result.output
+
+
+@pytest.fixture
+def flowers(tmp_path):
+    folder = tmp_path / "flowers"
+    folder.mkdir()
+    for i in range(6):
+        Image.new("RGB", (20, 16), (40 * i, 250 - 40 * i, 9)).save(folder / f"{i}.jpg")
+    return folder
+
+
+@pytest.mark.parametrize("head", ["diffusion", "flow"])
+def test_trains_on_the_digits_and_samples(call, tmp_path, head):
+    result = succeeded(call("train", *TINY, "--head", head))
+    assert result.stdout == "runs/digits/samples/results.2.png\n"
+    assert sorted(path.name for path in (tmp_path / "runs/digits").iterdir()) == ["checkpoints", "config.json", "samples"]
+
+    result = succeeded(call("sample", "runs/digits", "--count", 5, "--batch-size", 2, "--steps", 2, "--files", "files"))
+    assert result.stdout.splitlines() == ["runs/digits/samples/sample.0.png", "files: 5 files"]
+    assert sorted(path.name for path in (tmp_path / "files").iterdir()) == [f"0000{i}.png" for i in range(5)]
+    assert Image.open("files/00000.png").size == (8, 8)
+    # three in a row, each enlarged to 48 pixels
+    assert Image.open("runs/digits/samples/sample.0.png").size == (3 * 50 + 2, 2 * 50 + 2)
+
+
+def test_samples_follow_the_seed_and_the_checkpoint(call):
+    succeeded(call("train", *TINY, "--checkpoint-every", 1))
+    pixels = []
+    for options in (("--seed", 1), ("--seed", 1), ("--seed", 2), ("--seed", 1, "--checkpoint", 1)):
+        succeeded(call("sample", "runs/digits", "--count", 4, "--steps", 2, "--output", "grid.png", *options))
+        pixels.append(Image.open("grid.png").tobytes())
+    assert pixels[0] == pixels[1]
+    assert pixels[0] != pixels[2]
+    assert pixels[0] != pixels[3]
+
+
+def test_trains_on_a_folder(call, flowers, tmp_path):
+    succeeded(call("train", flowers, *TINY, "--image-size", 8, "--patch-size", 4, "--flip", "--run", "my/run"))
+    config = json.loads((tmp_path / "my/run/config.json").read_text())
+    assert config["source"] == str(flowers)
+    assert config["dataset"] == dict(augment_horizontal_flip=True, skip_damaged=False)
+    assert config["model"]["model"]["diffusion_kwargs"] == dict(num_noise_draws=1)
+    succeeded(call("sample", "my/run", "--count", 1, "--steps", 1))
+
+
+def test_each_training_has_a_folder_of_its_own(call, tmp_path):
+    for _ in range(3):
+        succeeded(call("train", *TINY))
+    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["digits", "digits-2", "digits-3"]
+
+
+def test_resumes_a_run(call, tmp_path):
+    succeeded(call("train", *TINY))
+    assert "ardiff resume runs/digits" in failed(call("train", *TINY, "--run", "runs/digits"))
+    succeeded(call("resume", "runs/digits", "--steps", 3))
+    assert sorted(path.name for path in (tmp_path / "runs/digits/checkpoints").iterdir()) == ["checkpoint.2", "checkpoint.3"]
+
+
+def test_the_same_seed_trains_the_same_model(call, tmp_path):
+    for seed in (0, 0, 1):
+        succeeded(call("train", *TINY, "--seed", seed))
+    weights = [
+        (tmp_path / f"runs/{name}/checkpoints/checkpoint.2/model.safetensors").read_bytes()
+        for name in ("digits", "digits-2", "digits-3")
+    ]
+    assert weights[0] == weights[1]
+    assert weights[0] != weights[2]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "nowhere"], "nowhere does not exist"),
+        (["train", "digits", "--image-size", "16"], "the digits are grey images of 8 x 8 pixels"),
+        (["train", "digits", "--patch-size", "3"], "patch_size 3 does not divide image_size 8"),
+        (["train", "digits", "--head", "gan"], "'gan' is not one of 'diffusion', 'flow'"),
+        (["train", "digits", "--steps", "0"], "0 is not in the range x>=1"),
+        (["sample", "nowhere"], "'nowhere' does not exist"),
+        (["sample", "."], "holds no config.json: it is not the folder of a run"),
+        (["resume", "."], "holds no config.json: it is not the folder of a run"),
+    ],
+)
+def test_bad_arguments_are_told_in_a_line(call, tmp_path, arguments, message):
+    assert message in failed(call(*arguments))
+    assert list(tmp_path.iterdir()) == []  # nothing is left behind
+
+
+def test_a_missing_checkpoint_is_told(call):
+    succeeded(call("train", *TINY))
+    assert "holds no checkpoint of step 7" in failed(call("sample", "runs/digits", "--checkpoint", 7))
+
+
+def test_a_damaged_image_is_named_or_left_out(call, flowers):
+    (flowers / "3.jpg").write_bytes(b"nothing")
+    sizes = ["--image-size", 8, "--patch-size", 4]
+    assert "3.jpg cannot be read as an image" in failed(call("train", flowers, *TINY, *sizes))
+    with pytest.warns(UserWarning, match="1 of 6 image files are left out"):
+        succeeded(call("train", flowers, *TINY, *sizes, "--skip-damaged"))
+
+
+@pytest.mark.parametrize("command", [[], ["train"], ["resume"], ["sample"]])
+def test_help_comes_fast_and_explains_every_option(command):
+    code = (
+        "import sys; from autoregressive_diffusion_pytorch.cli import main\n"
+        f"try: main({[*command, '--help']})\n"
+        "finally: assert 'torch' not in sys.modules"
+    )
+    result = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True)
+    assert "Usage:" in result.stdout
+    for parameter in main.commands[command[0]].params if command else []:
+        assert parameter.param_type_name == "argument" or parameter.help

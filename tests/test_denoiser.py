@@ -1,0 +1,71 @@
+import pytest
+import torch
+from helpers import stir
+
+from autoregressive_diffusion_pytorch import MLP
+
+
+def small_mlp(**kwargs):
+    return MLP(dim_cond=6, dim_input=4, **(dict(depth=2, width=16) | kwargs))
+
+
+def test_output_is_zero_at_first():
+    net = small_mlp()
+    output = net(torch.randn(3, 5, 4), times=torch.rand(3, 5), cond=torch.randn(3, 5, 6))
+    assert output.shape == (3, 5, 4)
+    assert (output == 0).all()
+
+
+@pytest.mark.parametrize("what", ["noised", "times", "cond"])
+def test_output_depends_on_each_input(what):
+    net = stir(small_mlp())
+    inputs = dict(noised=torch.randn(3, 4), times=torch.rand(3), cond=torch.randn(3, 6))
+    changed = inputs | {what: inputs[what] + 0.1}
+    difference = net(**changed) - net(**inputs)
+    assert (difference.abs().amax(dim=-1) > 1e-3).all()
+
+
+def test_a_modulation_for_many_times_at_once_is_each_of_them():
+    net = stir(small_mlp()).double()
+    noised, cond = torch.randn(3, 4).double(), torch.randn(3, 6).double()
+    times = torch.rand(7)
+    together = net.modulate(times[:, None], cond)
+    assert together.shape[:2] == (7, 3)
+    for time, modulation in zip(times, together, strict=True):
+        one = net(noised, times=time.expand(3), cond=cond)
+        torch.testing.assert_close(net.denoise(noised, modulation), one)
+
+
+def test_matches_the_equations_of_adaptive_layer_norm():
+    net = stir(small_mlp(depth=1)).double()
+    noised, times, cond = torch.randn(4).double(), torch.rand(()), torch.randn(6).double()
+
+    def norm(x):
+        return (x - x.mean()) / (x.var(unbiased=False) + 1e-6).sqrt()
+
+    angles = times * 1000 * 10_000 ** (-torch.arange(128) / 128)
+    features = torch.cat((angles.cos(), angles.sin())).double()
+    silu = torch.nn.functional.silu
+    first, _, second = net.time_embed
+    c = silu(second(silu(first(features))) + net.cond_embed(cond))
+    shift, scale, gate, last_shift, last_scale = net.to_modulation(c).chunk(5)
+    x = net.proj_in(noised)
+    lower, _, _, upper = net.blocks[0].mlp
+    x = x + gate * upper(silu(lower(norm(x) * (1 + scale) + shift)))
+    expected = net.proj_out(norm(x) * (1 + last_scale) + last_shift)
+
+    torch.testing.assert_close(net(noised, times=times, cond=cond), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_all_parameters_get_a_gradient():
+    net = stir(small_mlp())
+    net(torch.randn(3, 4), times=torch.rand(3), cond=torch.randn(3, 6)).square().sum().backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in net.parameters())
+
+
+def test_time_is_not_rounded_with_the_weights():
+    net = stir(small_mlp())
+    inputs = dict(noised=torch.randn(3, 4), times=torch.tensor([0.101, 0.503, 0.907]), cond=torch.randn(3, 6))
+    exact = net(**inputs)
+    rounded = net.bfloat16()(**inputs).float()
+    torch.testing.assert_close(rounded, exact, rtol=0, atol=0.05 * exact.abs().max().item())

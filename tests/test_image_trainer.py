@@ -1,0 +1,274 @@
+import copy
+import time
+from itertools import pairwise
+
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import TensorDataset
+
+from autoregressive_diffusion_pytorch import ImageAutoregressiveDiffusion, ImageAutoregressiveFlow, ImageTrainer
+from autoregressive_diffusion_pytorch.image_trainer import newest_checkpoint, save_image_files, save_image_grid
+
+SMALL = dict(dim=16, depth=1, heads=2, dim_head=8, mlp_depth=1, mlp_width=16)
+
+
+class Constant(torch.nn.Module):
+    """The least that the trainer asks of a model: learns the mean of the images, samples it."""
+
+    def __init__(self):
+        super().__init__()
+        self.mean = torch.nn.Parameter(torch.zeros(1, 4, 4))
+
+    def forward(self, images):
+        return (images - self.mean).square().mean()
+
+    def sample(self, batch_size, generator):
+        return self.mean.detach().expand(batch_size, 1, 4, 4).clamp(0, 1)
+
+
+def small_model(model_class=ImageAutoregressiveFlow, **kwargs):
+    return model_class(image_size=4, patch_size=2, channels=1, model=SMALL | kwargs)
+
+
+def make_trainer(folder, model=None, images=None, **kwargs):
+    settings = dict(
+        num_train_steps=4,
+        batch_size=2,
+        checkpoints_folder=folder / "checkpoints",
+        results_folder=folder / "results",
+        num_samples=4,
+        accelerate_kwargs=dict(cpu=True),
+    )
+    return ImageTrainer(
+        small_model() if model is None else model,
+        dataset=torch.rand(8, 1, 4, 4) if images is None else images,
+        **(settings | kwargs),
+    )
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.mark.parametrize("model_class", [ImageAutoregressiveDiffusion, ImageAutoregressiveFlow])
+def test_writes_grids_and_checkpoints_that_load(model_class, tmp_path):
+    trainer = make_trainer(tmp_path, small_model(model_class), num_train_steps=5, save_results_every=2, checkpoint_every=3)
+    trainer()
+    assert names(tmp_path / "results") == ["results.2.png", "results.4.png", "results.5.png"]
+    assert names(tmp_path / "checkpoints") == ["checkpoint.3", "checkpoint.5"]
+    assert names(tmp_path / "checkpoints" / "checkpoint.5") == ["config.json", "model.safetensors", "training.pt"]
+
+    loaded = model_class.from_pretrained(tmp_path / "checkpoints" / "checkpoint.5")
+    for name, value in loaded.state_dict().items():
+        assert torch.equal(value, trainer.ema.ema_model.state_dict()[name])
+
+
+def test_trains_anything_with_a_loss_and_a_sample(tmp_path):
+    images = torch.rand(64, 1, 4, 4)
+    trainer = make_trainer(tmp_path, Constant(), images, num_train_steps=300, learning_rate=0.03, batch_size=16)
+    trainer()
+    torch.testing.assert_close(trainer.unwrapped_model.mean.detach(), images.mean(dim=0), rtol=0, atol=0.05)
+    assert names(tmp_path / "checkpoints" / "checkpoint.300") == ["model.safetensors", "training.pt"]
+
+
+def test_shows_a_bar_with_loss_and_speed_and_no_line_a_step(tmp_path, capsys):
+    make_trainer(tmp_path, Constant(), num_train_steps=200)()
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.count("\n") == 1
+    assert "200/200" in captured.err
+    assert "loss 0." in captured.err
+    assert "images/s" in captured.err
+
+
+def test_learning_rate_warms_up_and_falls(tmp_path):
+    def rates(**kwargs):
+        trainer = make_trainer(tmp_path, Constant(), num_train_steps=100, learning_rate=1.0, **kwargs)
+        function = trainer.scheduler.lr_lambdas[0]
+        return [function(step) for step in range(100)]
+
+    cosine = rates(warmup_steps=10, lr_schedule="cosine")
+    assert cosine[:10] == pytest.approx([0.1 * i for i in range(1, 11)])
+    assert cosine[10] == 1.0
+    assert cosine[55] == pytest.approx(0.5)
+    assert cosine[99] < 0.001
+    assert all(a >= b for a, b in pairwise(cosine[10:]))
+    assert rates(warmup_steps=0) == [1.0] * 100
+    # a short run does not spend itself on warming up
+    assert rates(warmup_steps=500)[10] == 1.0
+
+
+def test_the_average_of_a_short_run_is_near_its_weights(tmp_path):
+    # a weight that grows evenly to 1 in 500 steps: averaged, it lags behind by the length of the average
+    class Ramp(Constant):
+        def forward(self, images):
+            return -self.mean.sum()
+
+    trainer = make_trainer(
+        tmp_path, Ramp(), num_train_steps=500, warmup_steps=0, lr_schedule="constant", learning_rate=1 / 500, max_grad_norm=1e9
+    )
+    trainer()
+    online, averaged = (m.mean.mean().item() for m in (trainer.unwrapped_model, trainer.ema.ema_model))
+    assert online == pytest.approx(1.0, abs=0.01)
+    assert 0.05 < online - averaged < 0.25
+
+
+def test_samples_are_of_the_averaged_weights_with_the_same_seed(tmp_path):
+    trainer = make_trainer(tmp_path, num_train_steps=2, save_results_every=1, ema_kwargs=dict(beta=1.0))  # an average that stays
+    trainer()
+    first, second = (Image.open(tmp_path / "results" / f"results.{step}.png").tobytes() for step in (1, 2))
+    assert first == second
+
+
+def test_ends_in_time_with_grid_and_checkpoint(tmp_path):
+    trainer = make_trainer(
+        tmp_path, Constant(), num_train_steps=10**9, max_minutes=0.5 / 60, save_results_every=10**9, checkpoint_every=10**9
+    )
+    started = time.monotonic()
+    trainer()
+    assert 0.5 < time.monotonic() - started < 20
+    assert names(tmp_path / "checkpoints") == [f"checkpoint.{trainer.step}"]
+    assert names(tmp_path / "results") == [f"results.{trainer.step}.png"]
+
+
+def test_resumes_from_the_newest_checkpoint(tmp_path):
+    images = torch.rand(8, 1, 4, 4)
+    # all images in a batch, so that the order of the data does not count
+    settings = dict(images=images, batch_size=8, num_train_steps=6, checkpoint_every=2)
+    model = Constant()
+    whole = make_trainer(tmp_path / "whole", copy.deepcopy(model), **settings)
+    whole()
+
+    first = make_trainer(tmp_path / "parts", copy.deepcopy(model), **settings)
+    first.save_results = lambda: None
+    first._train_step = interrupt_after(4, first._train_step)
+    with pytest.raises(KeyboardInterrupt):
+        first()
+    second = make_trainer(tmp_path / "parts", Constant(), resume=True, **settings)
+    assert second.step == 4
+    second()
+
+    for part in ("unwrapped_model", "ema"):
+        expected, found = getattr(whole, part).state_dict(), getattr(second, part).state_dict()
+        assert expected.keys() == found.keys()
+        for name in expected:
+            torch.testing.assert_close(found[name], expected[name], rtol=0, atol=1e-6)
+    assert second.scheduler.get_last_lr() == whole.scheduler.get_last_lr()
+
+
+def interrupt_after(count, function):
+    calls = []
+
+    def interrupted(*args):
+        if len(calls) == count:
+            raise KeyboardInterrupt
+        calls.append(args)
+        return function(*args)
+
+    return interrupted
+
+
+def test_resuming_needs_a_checkpoint_and_starting_anew_an_empty_folder(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"nothing to resume: .*checkpoints holds no checkpoint"):
+        make_trainer(tmp_path, Constant(), resume=True)
+    make_trainer(tmp_path, Constant())()
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(FileExistsError, match=r"already holds checkpoint.4: resume = True goes on from there"):
+        make_trainer(tmp_path, Constant())
+    assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+
+def test_an_interrupted_save_is_no_checkpoint(tmp_path, monkeypatch):
+    trainer = make_trainer(tmp_path, Constant(), num_train_steps=2, checkpoint_every=1)
+    trainer()
+
+    def fail(*args):
+        raise OSError("no space left on device")
+
+    trainer.step = 3
+    monkeypatch.setattr(torch, "save", fail)
+    with pytest.raises(OSError, match="no space left"):
+        trainer.save()
+    assert newest_checkpoint(tmp_path / "checkpoints").name == "checkpoint.2"
+    monkeypatch.undo()
+    trainer.save()
+    assert names(tmp_path / "checkpoints") == ["checkpoint.1", "checkpoint.2", "checkpoint.3"]
+
+
+def test_newest_checkpoint_counts_steps(tmp_path):
+    assert newest_checkpoint(tmp_path / "nowhere") is None
+    for name in ("checkpoint.9", "checkpoint.10", "checkpoint.11.partial", "other"):
+        (tmp_path / name).mkdir()
+    assert newest_checkpoint(tmp_path) == tmp_path / "checkpoint.10"
+
+
+def test_a_dataset_smaller_than_a_batch(tmp_path):
+    make_trainer(tmp_path, Constant(), torch.rand(3, 1, 4, 4), batch_size=16)()
+
+
+def test_accumulated_gradients_are_those_of_the_large_batch(tmp_path):
+    images = torch.rand(8, 1, 4, 4)
+    sgd = dict(num_train_steps=1, warmup_steps=0, lr_schedule="constant", max_grad_norm=1e-3)
+    large = make_trainer(tmp_path / "large", Constant(), images, batch_size=8, **sgd)
+    parts = make_trainer(
+        tmp_path / "parts",
+        Constant(),
+        images,
+        batch_size=2,
+        **sgd,
+        accelerate_kwargs=dict(cpu=True, gradient_accumulation_steps=4),
+    )
+    gradients = []
+    for trainer in (large, parts):
+        step = trainer.optimizer.step
+        trainer.optimizer.step = lambda trainer=trainer, step=step: (
+            gradients.append(trainer.unwrapped_model.mean.grad.clone()),
+            step(),
+        )
+        trainer()
+    assert len(gradients) == 2
+    torch.testing.assert_close(*gradients)
+    assert gradients[0].norm() == pytest.approx(1e-3, rel=1e-3)  # clipped
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "error", "message"),
+    [
+        (dict(num_train_steps=0), ValueError, "num_train_steps must be a whole number of at least 1, got 0"),
+        (dict(batch_size=1.5), ValueError, "batch_size must be a whole number of at least 1, got 1.5"),
+        (dict(num_samples=0), ValueError, "num_samples must be"),
+        (dict(learning_rate=0.0), ValueError, "learning_rate must be above 0, got 0.0"),
+        (dict(max_minutes=0), ValueError, "max_minutes must be above 0, got 0"),
+        (dict(lr_schedule="linear"), ValueError, "lr_schedule must be one of 'constant', 'cosine', got 'linear'"),
+        (dict(images=TensorDataset(torch.zeros(0))), ValueError, "dataset holds no image"),
+        (dict(nonsense=1), TypeError, "nonsense"),
+    ],
+)
+def test_bad_arguments(tmp_path, kwargs, error, message):
+    with pytest.raises(error, match=message):
+        make_trainer(tmp_path, Constant(), **kwargs)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_grid_shows_the_images(tmp_path, channels):
+    images = torch.zeros(5, channels, 24, 24)
+    images[3] = 1.0
+    save_image_grid(images, tmp_path / "deep" / "grid.png")
+    grid = Image.open(tmp_path / "deep" / "grid.png")
+    # enlarged twice, in two rows of three, two pixels between them
+    assert grid.size == (3 * 50 + 2, 2 * 50 + 2)
+    assert grid.getpixel((25, 77)) == (255, 255, 255)
+    assert grid.getpixel((75, 25)) == (0, 0, 0)
+    assert names(tmp_path / "deep") == ["grid.png"]
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_files_hold_the_images(tmp_path, channels):
+    images = torch.rand(2, channels, 5, 7)
+    save_image_files(images, tmp_path / "files")
+    assert names(tmp_path / "files") == ["00000.png", "00001.png"]
+    image = Image.open(tmp_path / "files" / "00001.png")
+    assert image.size == (7, 5)
+    pixels = torch.tensor(list(image.tobytes())).view(5, 7, channels).permute(2, 0, 1)
+    torch.testing.assert_close(pixels / 255, images[1], rtol=0, atol=0.5 / 255 + 1e-6)

@@ -1,0 +1,57 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+from helpers import stir
+
+from autoregressive_diffusion_pytorch import (
+    AutoregressiveDiffusion,
+    AutoregressiveFlow,
+    ImageAutoregressiveDiffusion,
+    ImageAutoregressiveFlow,
+)
+
+SMALL = dict(dim=16, depth=1, heads=2, dim_head=8, mlp_depth=1, mlp_width=16)
+MODELS = [
+    (AutoregressiveDiffusion, SMALL | dict(max_seq_len=(2, 2), dim_input=3, diffusion_kwargs=dict(sigma_data=1.0))),
+    (AutoregressiveFlow, SMALL | dict(max_seq_len=4, model_output_clean=False, decoder_kwargs=dict(rotary_pos_emb=True))),
+    (ImageAutoregressiveDiffusion, dict(image_size=(4, 8), patch_size=4, channels=1, model=SMALL)),
+    (ImageAutoregressiveFlow, dict(image_size=8, patch_size=4, model=SMALL | dict(flow_kwargs=dict(num_sample_steps=3)))),
+]
+
+
+@pytest.mark.parametrize(("model_class", "kwargs"), MODELS)
+def test_a_saved_model_comes_back(model_class, kwargs, tmp_path, capsys):
+    model = stir(model_class(**kwargs))
+    model.save_pretrained(tmp_path)
+    assert {"config.json", "model.safetensors"} <= {path.name for path in tmp_path.iterdir()}
+
+    loaded = model_class.from_pretrained(tmp_path)
+    assert capsys.readouterr().out == ""
+    assert loaded.config == model.config == json.loads((tmp_path / "config.json").read_text())
+    first, second = (m.sample(2, generator=torch.Generator().manual_seed(0)) for m in (model, loaded))
+    assert torch.equal(first, second)
+
+
+def test_missing_weights_are_an_error(tmp_path):
+    model_class, kwargs = MODELS[0]
+    model_class(**kwargs).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | dict(depth=2)))
+    with pytest.raises(RuntimeError, match="Missing key"):
+        model_class.from_pretrained(tmp_path)
+
+
+def test_the_configuration_is_a_copy():
+    kwargs = dict(SMALL)
+    model = ImageAutoregressiveFlow(image_size=8, patch_size=4, model=kwargs)
+    kwargs["dim"] = 32
+    assert model.config["model"]["dim"] == 16
+
+
+def test_an_argument_that_is_no_json_value_is_named_on_saving(tmp_path):
+    decoder_kwargs = dict(layer_dropout=np.float32(0.1))
+    model = AutoregressiveFlow(**SMALL, max_seq_len=4, decoder_kwargs=decoder_kwargs)
+    with pytest.raises(ValueError, match="AutoregressiveFlow cannot be saved: its argument decoder_kwargs holds something"):
+        model.save_pretrained(tmp_path)
