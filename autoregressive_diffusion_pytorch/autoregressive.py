@@ -154,10 +154,10 @@ class Autoregressive(Module, Pretrained):
     def _check_tokens(self, name: str, tokens: Tensor, shortest: int = 1) -> None:
         if not tokens.is_floating_point():
             raise TypeError(f"{name} must hold real numbers, got {tokens.dtype}")
-        if tokens.ndim != 3 or tokens.shape[-1] != self.dim_input or not shortest <= tokens.shape[1] <= self.max_seq_len:
+        shape = tuple(tokens.shape)
+        if len(shape) != 3 or shape[0] < 1 or not shortest <= shape[1] <= self.max_seq_len or shape[2] != self.dim_input:
             raise ValueError(
-                f"{name} must be of shape (b n {self.dim_input}) with {shortest} <= n <= {self.max_seq_len}, "
-                f"got {tuple(tokens.shape)}"
+                f"{name} must be of shape (b n {self.dim_input}) with b >= 1 and {shortest} <= n <= {self.max_seq_len}, got {shape}"
             )
 
 

@@ -14,7 +14,7 @@ import click
 
 # what to train where the command line says nothing else
 DIGITS = dict(
-    image_size=8, patch_size=2, channels=1, dim=128, depth=4, heads=4, mlp_width=128, batch_size=64, steps=1200, learning_rate=1e-3
+    image_size=8, patch_size=2, channels=1, dim=128, depth=4, heads=4, mlp_width=128, batch_size=64, steps=1400, learning_rate=2e-3
 )
 FOLDER = dict(
     image_size=64,
@@ -26,7 +26,7 @@ FOLDER = dict(
     mlp_width=384,
     batch_size=32,
     steps=50000,
-    learning_rate=5e-4,
+    learning_rate=1e-3,
 )
 
 
@@ -160,7 +160,7 @@ def sample(
 ) -> None:
     """Draw images with the model of RUN, into one picture and, if asked, into single files."""
     import torch
-    from accelerate import Accelerator
+    from accelerate import PartialState
 
     from autoregressive_diffusion_pytorch.image_trainer import newest_checkpoint, save_image_files, save_image_grid
 
@@ -169,7 +169,7 @@ def sample(
     folder = checkpoints / f"checkpoint.{checkpoint}" if checkpoint else newest_checkpoint(checkpoints)
     if folder is None or not folder.is_dir():
         raise click.ClickException(f"{checkpoints} holds no checkpoint{f' of step {checkpoint}' if checkpoint else ''}")
-    device = Accelerator().device
+    device = PartialState().device
     model = _model_class(config).from_pretrained(folder).to(device)
     generator = torch.Generator(device).manual_seed(seed)
 

@@ -170,9 +170,10 @@ def test_other_floating_types(model_class, dtype):
 @pytest.mark.parametrize(
     ("seq", "error", "message"),
     [
-        (torch.zeros(2, 6, 5), ValueError, r"seq must be of shape \(b n 4\) with 1 <= n <= 6, got \(2, 6, 5\)"),
+        (torch.zeros(2, 6, 5), ValueError, r"seq must be of shape \(b n 4\) with b >= 1 and 1 <= n <= 6, got \(2, 6, 5\)"),
         (torch.zeros(2, 7, 4), ValueError, r"got \(2, 7, 4\)"),
         (torch.zeros(2, 0, 4), ValueError, r"got \(2, 0, 4\)"),
+        (torch.zeros(0, 6, 4), ValueError, r"got \(0, 6, 4\)"),
         (torch.zeros(6, 4), ValueError, r"got \(6, 4\)"),
         (torch.zeros(2, 6, 4, dtype=torch.long), TypeError, "seq must hold real numbers, got torch.int64"),
     ],
@@ -189,7 +190,7 @@ def test_bad_sequences(model_class, seq, error, message):
         (dict(batch_size=0), ValueError, "batch_size must be a whole number of at least 1, got 0"),
         (dict(batch_size=2.0), ValueError, "batch_size must be a whole number of at least 1, got 2.0"),
         (dict(batch_size=3, prompt=torch.zeros(2, 1, 4)), ValueError, "prompt must hold one sequence or batch_size = 3"),
-        (dict(prompt=torch.zeros(2, 7, 4)), ValueError, r"prompt must be of shape \(b n 4\) with 0 <= n <= 6"),
+        (dict(prompt=torch.zeros(2, 7, 4)), ValueError, r"prompt must be of shape \(b n 4\) with b >= 1 and 0 <= n <= 6"),
         (dict(prompt=torch.zeros(2, 1, 3)), ValueError, "prompt must be of shape"),
         (dict(prompt=torch.zeros(2, 1, 4, dtype=torch.int32)), TypeError, "prompt must hold real numbers"),
         (dict(temperature=-1.0), ValueError, "temperature must be at least 0"),
