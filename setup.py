@@ -37,7 +37,7 @@ setup(
         "torch>=2.4",
         "torchvision>=0.19",
         "tqdm>=4.60",
-        "x-transformers>=2.0",
+        "x-transformers>=2.31",
     ],
     extras_require={
         "demo": ["scikit-learn>=1.3"],
