@@ -49,6 +49,8 @@ class Autoregressive(Module, Pretrained):
         head_kwargs: arguments of the head.
     """
 
+    head_argument: str  # the name under which a subclass takes the head's arguments
+
     def __init__(
         self,
         dim: int,
@@ -63,19 +65,25 @@ class Autoregressive(Module, Pretrained):
         decoder_kwargs: dict | None = None,
         mlp_kwargs: dict | None = None,
         head: type[Head],
-        head_kwargs: dict | None = None,
+        head_kwargs: dict | None,
     ):
         super().__init__()
         self.dim_input = dim if dim_input is None else dim_input
+        width = dim if mlp_width is None else mlp_width
+        check_positive_int(
+            dim=dim, depth=depth, dim_head=dim_head, heads=heads, mlp_depth=mlp_depth, mlp_width=width, dim_input=self.dim_input
+        )
         self.backbone = Backbone(
             dim, max_seq_len=max_seq_len, depth=depth, dim_head=dim_head, heads=heads, decoder_kwargs=decoder_kwargs
         )
         self.max_seq_len = self.backbone.max_seq_len
         self.start_token = nn.Parameter(torch.randn(dim) * 0.02)
         self.proj_in = nn.Linear(self.dim_input, dim)
-        width = dim if mlp_width is None else mlp_width
         denoiser = MLP(dim, self.dim_input, depth=mlp_depth, width=width, **(mlp_kwargs or {}))
         self.head = head(denoiser, **(head_kwargs or {}))
+
+    def _resolved_arguments(self) -> dict:
+        return {self.head_argument: self.head.config}
 
     def forward(self, seq: Tensor, *, noised_seq: Tensor | None = None, loss_reduction: Literal["mean", "none"] = "mean") -> Tensor:
         """The loss of sequences.
@@ -164,6 +172,8 @@ class Autoregressive(Module, Pretrained):
 class AutoregressiveDiffusion(Autoregressive):
     """Autoregression with a diffusion head. Arguments as of `Autoregressive`; `diffusion_kwargs` go to `ElucidatedDiffusion`."""
 
+    head_argument = "diffusion_kwargs"
+
     def __init__(self, dim: int, *, diffusion_kwargs: dict | None = None, **kwargs):
         super().__init__(dim, head=ElucidatedDiffusion, head_kwargs=diffusion_kwargs, **kwargs)
 
@@ -171,7 +181,9 @@ class AutoregressiveDiffusion(Autoregressive):
 class AutoregressiveFlow(Autoregressive):
     """Autoregression with a flow head. Arguments as of `Autoregressive`; `flow_kwargs` go to `RectifiedFlow`."""
 
+    head_argument = "flow_kwargs"
+
     def __init__(self, dim: int, *, flow_kwargs: dict | None = None, model_output_clean: bool = True, **kwargs):
         super().__init__(
-            dim, head=RectifiedFlow, head_kwargs=dict(model_output_clean=model_output_clean, **(flow_kwargs or {})), **kwargs
+            dim, head=RectifiedFlow, head_kwargs=dict(model_output_clean=model_output_clean) | (flow_kwargs or {}), **kwargs
         )

@@ -95,7 +95,7 @@ class Backbone(Module):
                 f"decoder_kwargs {decoder_kwargs} make a decoder with cross-attention or adaptive norms, which needs an "
                 "input of its own that this model does not give"
             )
-        self.can_cache = not decoder_kwargs or _try_out(arguments)
+        self.can_cache = not decoder_kwargs or _try_out(arguments, dim)
 
     def forward(self, embeds: Tensor) -> Tensor:
         """(b n dim) to (b n dim); the output at a position depends on the inputs up to and including it."""
@@ -117,11 +117,11 @@ class Backbone(Module):
 
 
 @torch.no_grad()
-def _try_out(arguments: dict, length: int = 6, width: int = 32) -> bool:
+def _try_out(arguments: dict, dim: int, length: int = 6, narrow: int = 32) -> bool:
     """Whether a decoder of these arguments gives the same numbers with its cache as without.
 
-    Tried on a narrow decoder whose parameters are moved away from initial values that would hide a part of it (gates and layer
-    scales that start at zero).
+    Tried on a decoder that is narrower than `dim` where its arguments fit any width, its parameters moved away from initial values
+    that would hide a part of it (gates and layer scales that start at zero).
 
     Raises:
         ValueError: if the decoder fails, or is not causal.
@@ -133,12 +133,15 @@ def _try_out(arguments: dict, length: int = 6, width: int = 32) -> bool:
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         torch.manual_seed(0)
         try:
-            decoder = Decoder(dim=width, **arguments).float().eval()
-        except Exception:  # an argument that fits only the real width, such as a module: nothing can be said
-            return False
+            decoder = Decoder(dim=narrow, **arguments)
+            decoder(torch.randn(1, length, narrow))
+        except Exception:  # an argument that fits only the real width, such as a module
+            narrow = dim
+            decoder = Decoder(dim=dim, **arguments)
+        decoder = decoder.float().eval()
         for parameter in decoder.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
-        embeds = torch.randn(2, length, width, dtype=torch.float32)
+        embeds = torch.randn(2, length, narrow, dtype=torch.float32)
 
         try:
             full = decoder(embeds)

@@ -30,6 +30,9 @@ FOLDER = dict(
 )
 
 
+SEED = click.IntRange(0, 2**32 - 1)
+
+
 def _by_source(name: str) -> str:
     return f"[default: {DIGITS[name]} for digits, {FOLDER[name]} for a folder]"
 
@@ -70,9 +73,10 @@ def main() -> None:
 )
 @click.option("--flip/--no-flip", default=False, show_default=True, help="Mirror the images of a folder at random.")
 @click.option("--skip-damaged", is_flag=True, help="Leave out image files that cannot be read, instead of stopping at one.")
+@click.option("--workers", type=click.IntRange(0), default=0, show_default=True, help="Processes that read images in advance.")
 @click.option("--sample-every", type=click.IntRange(1), default=500, show_default=True, help="Steps between grids of samples.")
 @click.option("--checkpoint-every", type=click.IntRange(1), default=1000, show_default=True, help="Steps between checkpoints.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the weights and the noise.")
+@click.option("--seed", type=SEED, default=0, show_default=True, help="Seed of the weights and the noise.")
 def train(source: str, run_folder: Path | None, **options) -> None:
     """Train on SOURCE: a folder of images (searched through and through), or the word "digits" for 1,797 handwritten digits.
 
@@ -88,6 +92,7 @@ def train(source: str, run_folder: Path | None, **options) -> None:
         source=source,
         head=options["head"],
         seed=options["seed"],
+        workers=options["workers"],
         model=dict(
             image_size=options["image_size"],
             patch_size=options["patch_size"],
@@ -116,9 +121,13 @@ def train(source: str, run_folder: Path | None, **options) -> None:
     run_folder = run_folder or _new_run(Path(source).name)
     if (run_folder / "config.json").exists():
         raise click.ClickException(f"{run_folder} already holds a run: `ardiff resume {run_folder}` goes on with it")
+    if source != "digits" and run_folder.resolve().is_relative_to(source):
+        raise click.ClickException(
+            f"{run_folder} lies in {source}, its samples would be trained on: name another folder with --run"
+        )
     trainer = _build(config, run_folder)
     run_folder.mkdir(parents=True, exist_ok=True)
-    (run_folder / "config.json").write_text(json.dumps(config, indent=2))
+    _write_config(config, run_folder)
     _train(trainer, run_folder)
 
 
@@ -129,10 +138,12 @@ def train(source: str, run_folder: Path | None, **options) -> None:
 def resume(run_folder: Path, steps: int | None, minutes: float | None) -> None:
     """Go on with RUN from its newest checkpoint."""
     config = _read_config(run_folder)
-    config["trainer"]["max_minutes"] = minutes
-    if steps:
-        config["trainer"]["num_train_steps"] = steps
-    _train(_build(config, run_folder, resume=True), run_folder)
+    config["trainer"] |= dict(num_train_steps=steps or config["trainer"]["num_train_steps"], max_minutes=minutes)
+    trainer = _build(config, run_folder, resume=True)
+    if trainer.step >= trainer.num_train_steps:
+        raise click.ClickException(f"{run_folder} is at step {trainer.step} of {trainer.num_train_steps}: --steps asks for more")
+    _write_config(config, run_folder)
+    _train(trainer, run_folder)
 
 
 @main.command(short_help="Draw images with a trained model.")
@@ -146,7 +157,7 @@ def resume(run_folder: Path, steps: int | None, minutes: float | None) -> None:
 @click.option("--steps", type=click.IntRange(1), help="Steps of the head's sampler for each token.")
 @click.option("--temperature", type=click.FloatRange(0), default=1.0, show_default=True, help="Below 1 for less variety.")
 @click.option("--batch-size", type=click.IntRange(1), default=64, show_default=True, help="Images drawn at a time.")
-@click.option("--seed", type=int, default=0, show_default=True, help="The same seed gives the same images.")
+@click.option("--seed", type=SEED, default=0, show_default=True, help="The same seed and batch size give the same images.")
 def sample(
     run_folder: Path,
     count: int,
@@ -159,29 +170,21 @@ def sample(
     seed: int,
 ) -> None:
     """Draw images with the model of RUN, into one picture and, if asked, into single files."""
-    import torch
     from accelerate import PartialState
 
+    from autoregressive_diffusion_pytorch.image import draw_images
     from autoregressive_diffusion_pytorch.image_trainer import newest_checkpoint, save_image_files, save_image_grid
 
+    output = output or run_folder / "samples" / f"sample.{seed}.png"
+    if output.suffix.lower() != ".png":
+        raise click.BadParameter(f"{output} must end in .png", param_hint="--output")
     config = _read_config(run_folder)
     checkpoints = run_folder / "checkpoints"
     folder = checkpoints / f"checkpoint.{checkpoint}" if checkpoint else newest_checkpoint(checkpoints)
     if folder is None or not folder.is_dir():
         raise click.ClickException(f"{checkpoints} holds no checkpoint{f' of step {checkpoint}' if checkpoint else ''}")
-    device = PartialState().device
-    model = _model_class(config).from_pretrained(folder).to(device)
-    generator = torch.Generator(device).manual_seed(seed)
-
-    batches = []
-    for start in range(0, count, batch_size):
-        size = min(batch_size, count - start)
-        click.echo(f"images {start + 1} to {start + size} of {count}", err=True)
-        images = model.sample(size, num_steps=steps, temperature=temperature, generator=generator, progress=True)
-        batches.append(images.cpu())
-    images = torch.cat(batches)
-
-    output = output or run_folder / "samples" / f"sample.{seed}.png"
+    model = _model_class(config).from_pretrained(folder).to(PartialState().device)
+    images = draw_images(model, count, batch_size=batch_size, seed=seed, num_steps=steps, temperature=temperature, progress=True)
     save_image_grid(images, output)
     click.echo(output)
     if files:
@@ -202,6 +205,12 @@ def _read_config(run_folder: Path) -> dict:
         raise click.ClickException(f"{run_folder} holds no config.json: it is not the folder of a run") from None
 
 
+def _write_config(config: dict, run_folder: Path) -> None:
+    partial = run_folder / "config.json.partial"
+    partial.write_text(json.dumps(config, indent=2))
+    partial.replace(run_folder / "config.json")
+
+
 def _model_class(config: dict):
     from autoregressive_diffusion_pytorch import ImageAutoregressiveDiffusion, ImageAutoregressiveFlow
 
@@ -215,21 +224,25 @@ def _build(config: dict, run_folder: Path, resume: bool = False):
     from autoregressive_diffusion_pytorch.image_dataset import ImageDataset, digits
     from autoregressive_diffusion_pytorch.image_trainer import ImageTrainer
 
-    set_seed(config["seed"])
+    set_seed(config["seed"])  # for the weights
     try:
         if config["source"] == "digits":
             dataset = digits()
         else:
             size, channels = config["model"]["image_size"], config["model"]["channels"]
             dataset = ImageDataset(config["source"], size, channels=channels, **config["dataset"])
-        return ImageTrainer(
+        trainer = ImageTrainer(
             _model_class(config)(**config["model"]),
             dataset=dataset,
             checkpoints_folder=run_folder / "checkpoints",
             results_folder=run_folder / "samples",
+            dataloader_kwargs=dict(num_workers=config["workers"]),
             resume=resume,
             **config["trainer"],
         )
+        # other noise in each process, and after each start: a resumed run must not see the same order of images again
+        set_seed(config["seed"] + trainer.step, device_specific=True)
+        return trainer
     except (ValueError, OSError, ModuleNotFoundError) as error:
         raise click.ClickException(str(error)) from error
 

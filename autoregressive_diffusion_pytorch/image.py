@@ -64,6 +64,10 @@ class ImageAutoregressive(Module, Pretrained):
         dim_input = channels * self.patch_size[0] * self.patch_size[1]
         self.model = model_class(**model, dim_input=dim_input, max_seq_len=(rows, columns))
 
+    def _resolved_arguments(self) -> dict:
+        derived = ("dim_input", "max_seq_len")
+        return dict(model={name: value for name, value in self.model.config.items() if name not in derived})
+
     def forward(self, images: Tensor, *, loss_reduction: str = "mean") -> Tensor:
         """The loss of images (b c h w) with values in [0, 1]; with `loss_reduction = "none"` one for each patch, (b n)."""
         shape = (self.channels, *self.image_size)
@@ -105,3 +109,13 @@ class ImageAutoregressiveFlow(ImageAutoregressive):
 
     def __init__(self, **kwargs):
         super().__init__(model_class=AutoregressiveFlow, **kwargs)
+
+
+def draw_images(model: ImageAutoregressive, count: int, *, batch_size: int, seed: int, **kwargs) -> Tensor:
+    """Draws `count` images, `batch_size` at a time so that memory does not limit their number, onto the CPU.
+
+    The same seed and batch size give the same images. Further arguments go to `sample`.
+    """
+    generator = torch.Generator(next(model.parameters()).device).manual_seed(seed)
+    sizes = [min(batch_size, count - start) for start in range(0, count, batch_size)]
+    return torch.cat([model.sample(size, generator=generator, **kwargs).cpu() for size in sizes])

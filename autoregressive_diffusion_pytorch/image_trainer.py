@@ -21,13 +21,13 @@ from safetensors.torch import load_model, save_model
 from torch import Tensor
 from torch.nn import Module
 from torch.optim import AdamW
-from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.functional import to_pil_image
 from torchvision.utils import save_image
 from tqdm import tqdm
 
 from autoregressive_diffusion_pytorch.checks import check_above_zero, check_choice, check_positive_int
+from autoregressive_diffusion_pytorch.pretrained import Pretrained
 
 CHECKPOINT = re.compile(r"checkpoint\.(\d+)")
 
@@ -99,10 +99,15 @@ class ImageTrainer:
         check_choice("lr_schedule", lr_schedule, ("constant", "cosine"))
         if len(dataset) < 1:
             raise ValueError("dataset holds no image")
+        # asked for now, so that a model that cannot be saved is known before it is trained
+        self.config = model.config if isinstance(model, Pretrained) else None
 
         self.dataset = dataset
         self.num_train_steps = num_train_steps
         self.max_minutes = max_minutes
+        self.learning_rate = learning_rate
+        self.lr_schedule = lr_schedule
+        self.warmup_steps = min(warmup_steps, num_train_steps // 10)
         self.batch_size = batch_size
         self.max_grad_norm = max_grad_norm
         self.save_results_every = save_results_every
@@ -123,27 +128,15 @@ class ImageTrainer:
 
         self.accelerator = Accelerator(**(accelerate_kwargs or {}))
         optimizer = AdamW(model.parameters(), lr=learning_rate, **(dict(betas=(0.9, 0.99), weight_decay=0.0) | (adam_kwargs or {})))
-        warmup_steps = min(warmup_steps, num_train_steps // 10)
-
-        def schedule(step: int) -> float:
-            if step < warmup_steps:
-                return (step + 1) / warmup_steps
-            if lr_schedule == "constant":
-                return 1.0
-            return 0.5 + 0.5 * math.cos(math.pi * (step - warmup_steps) / max(num_train_steps - warmup_steps, 1))
-
-        # a last batch that is not full is dropped, unless it is the only one
-        loader = DataLoader(
-            dataset, batch_size=batch_size, shuffle=True, drop_last=len(dataset) >= batch_size, **(dataloader_kwargs or {})
-        )
+        # last images that do not make a full batch in each process are dropped, unless there are no others
+        enough = len(dataset) >= batch_size * self.accelerator.num_processes
+        loader = DataLoader(dataset, batch_size=batch_size, shuffle=True, drop_last=enough, **(dataloader_kwargs or {}))
         self.model, self.optimizer, self.loader = self.accelerator.prepare(model, optimizer, loader)
-        self.scheduler = LambdaLR(optimizer, schedule)
         self.ema = None
         if self.is_main:
             ema_defaults = dict(update_after_step=0, update_every=1, power=0.75, use_foreach=True)
-            self.ema = EMA(self.unwrapped_model, include_online_model=False, **(ema_defaults | (ema_kwargs or {}))).to(
-                self.accelerator.device
-            )
+            # a copy of a model that is on its device already; the counters stay on the CPU, where reading them costs nothing
+            self.ema = EMA(self.unwrapped_model, include_online_model=False, **(ema_defaults | (ema_kwargs or {})))
         self.step = 0
         if resume:
             self.load(newest)
@@ -174,10 +167,11 @@ class ImageTrainer:
                     rate = bar.format_dict["rate"]
                     speed = f"{rate * images_a_step:.0f}" if rate else "?"
                     bar.set_postfix_str(f"loss {average.value():.4f}, {speed} images/s", refresh=False)
-                if last or self.step % self.save_results_every == 0:
-                    self.save_results()
+                # first what must not be lost
                 if last or self.step % self.checkpoint_every == 0:
                     self.save()
+                if last or self.step % self.save_results_every == 0:
+                    self.save_results()
 
     def _agree(self, decision: bool) -> bool:
         """The main process's decision, in all processes: those that go on would wait for ever for one that stopped."""
@@ -185,24 +179,39 @@ class ImageTrainer:
             return decision
         return bool(broadcast(torch.tensor(int(decision), device=self.accelerator.device)))
 
+    def learning_rate_at(self, step: int) -> float:
+        """The learning rate of a step, counted from 0."""
+        if step < self.warmup_steps:
+            return self.learning_rate * (step + 1) / self.warmup_steps
+        if self.lr_schedule == "constant":
+            return self.learning_rate
+        done = (step - self.warmup_steps) / max(self.num_train_steps - self.warmup_steps, 1)
+        return self.learning_rate * (0.5 + 0.5 * math.cos(math.pi * done))
+
     def _batches(self) -> Iterator[Tensor]:
         while True:
             yield from self.loader
 
     def _train_step(self, batches: Iterator[Tensor]) -> Tensor:
         self.model.train()
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate_at(self.step)
         losses = []
         passes = self.accelerator.gradient_accumulation_steps
         for i in range(passes):
             # gradients are exchanged between processes only once, with the last pass
             with nullcontext() if i == passes - 1 else self.accelerator.no_sync(self.model):
-                loss = self.model(next(batches))
+                images = next(batches)
+                if not isinstance(images, Tensor):
+                    raise TypeError(
+                        f"dataset must give an image as a tensor (c h w) and nothing else, got a {type(images).__name__}"
+                    )
+                loss = self.model(images)
                 self.accelerator.backward(loss)
             losses.append(loss.detach())
         self.accelerator.clip_grad_norm_(self.model.parameters(), self.max_grad_norm)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        self.scheduler.step()
         if self.ema is not None:
             self.ema.update()
         return torch.stack(losses).mean()
@@ -228,21 +237,20 @@ class ImageTrainer:
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
             save_model(self.ema.ema_model, str(partial / "model.safetensors"))
-            config = getattr(self.unwrapped_model, "config", None)
-            if config is not None:
-                (partial / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True))
+            if self.config is not None:
+                (partial / "config.json").write_text(json.dumps(self.config, indent=2, sort_keys=True))
             torch.save(
                 dict(
                     step=self.step,
                     model=self.unwrapped_model.state_dict(),
                     ema_step=self.ema.step,
-                    optimizer=self.optimizer.state_dict(),
-                    scheduler=self.scheduler.state_dict(),
+                    optimizer=self.optimizer.state_dict()["state"],
                 ),
                 partial / "training.pt",
             )
             replaced = folder.with_name(f"{folder.name}.replaced")
             if folder.exists():  # written before by a run that went on from an older checkpoint: kept until the new one is in place
+                shutil.rmtree(replaced, ignore_errors=True)
                 os.replace(folder, replaced)
             os.replace(partial, folder)
             shutil.rmtree(replaced, ignore_errors=True)
@@ -254,8 +262,8 @@ class ImageTrainer:
         folder = Path(folder)
         state = torch.load(folder / "training.pt", map_location=self.accelerator.device, weights_only=True)
         self.unwrapped_model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scheduler.load_state_dict(state["scheduler"])
+        # the moments of the gradients; rates and the like are this trainer's own, which may be others than when it was saved
+        self.optimizer.load_state_dict(self.optimizer.state_dict() | dict(state=state["optimizer"]))
         if self.ema is not None:
             load_model(self.ema.ema_model, str(folder / "model.safetensors"))
             self.ema.step.copy_(state["ema_step"])
@@ -287,14 +295,16 @@ def newest_checkpoint(folder: str | Path) -> Path | None:
 
 
 def save_image_grid(images: Tensor, path: str | Path, columns: int | None = None) -> None:
-    """Writes images (b c h w) in [0, 1] as one picture, small ones enlarged so that they can be seen.
+    """Writes images (b c h w) in [0, 1] as one PNG picture, small ones enlarged so that they can be seen.
 
     Args:
+        images: of more than 4 channels the first three are shown.
         columns: images in a row; by default as many as make the grid about square.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     enlarge = max(1, round(48 / max(images.shape[-2:])))
+    images = images[:, :3] if images.shape[1] > 4 else images
     images = images.float().repeat_interleave(enlarge, dim=-2).repeat_interleave(enlarge, dim=-1)
     partial = path.with_name(f"{path.name}.partial")
     save_image(images, partial, nrow=columns or math.ceil(math.sqrt(len(images))), format="png")

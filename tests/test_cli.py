@@ -91,6 +91,16 @@ def test_resumes_a_run(call, tmp_path):
     assert "ardiff resume runs/digits" in failed(call("train", *TINY, "--run", "runs/digits"))
     succeeded(call("resume", "runs/digits", "--steps", 3))
     assert sorted(path.name for path in (tmp_path / "runs/digits/checkpoints").iterdir()) == ["checkpoint.2", "checkpoint.3"]
+    assert "is at step 3 of 3: --steps asks for more" in failed(call("resume", "runs/digits", "--minutes", 1))
+
+
+def test_a_run_within_its_images_is_refused(call, flowers, monkeypatch):
+    monkeypatch.chdir(flowers)
+    assert "its samples would be trained on" in failed(call("train", ".", *TINY, "--image-size", 8, "--patch-size", 4))
+
+
+def test_workers_read_the_images(call, flowers):
+    succeeded(call("train", flowers, *TINY, "--image-size", 8, "--patch-size", 4, "--workers", 2))
 
 
 def test_the_same_seed_trains_the_same_model(call, tmp_path):
@@ -112,6 +122,7 @@ def test_the_same_seed_trains_the_same_model(call, tmp_path):
         (["train", "digits", "--patch-size", "3"], "patch_size 3 does not divide image_size 8"),
         (["train", "digits", "--head", "gan"], "'gan' is not one of 'diffusion', 'flow'"),
         (["train", "digits", "--steps", "0"], "0 is not in the range x>=1"),
+        (["train", "--seed", "-1"], "-1 is not in the range"),
         (["sample", "nowhere"], "'nowhere' does not exist"),
         (["sample", "."], "holds no config.json: it is not the folder of a run"),
         (["resume", "."], "holds no config.json: it is not the folder of a run"),
@@ -124,13 +135,14 @@ def test_bad_arguments_are_told_in_a_line(call, tmp_path, arguments, message):
 
 def test_a_missing_checkpoint_is_told(call):
     succeeded(call("train", *TINY))
+    assert "grid.jpg must end in .png" in failed(call("sample", "runs/digits", "--output", "grid.jpg"))
     assert "holds no checkpoint of step 7" in failed(call("sample", "runs/digits", "--checkpoint", 7))
 
 
 def test_a_damaged_image_is_named_or_left_out(call, flowers):
     (flowers / "3.jpg").write_bytes(b"nothing")
     sizes = ["--image-size", 8, "--patch-size", 4]
-    assert "3.jpg cannot be read as an image" in failed(call("train", flowers, *TINY, *sizes))
+    assert "3.jpg cannot be read as an image" in failed(call("train", flowers, *TINY, *sizes, "--batch-size", 6))
     with pytest.warns(UserWarning, match="1 of 6 image files are left out"):
         succeeded(call("train", flowers, *TINY, *sizes, "--skip-damaged"))
 

@@ -99,6 +99,28 @@ def test_transparent_parts_show_white(tmp_path):
     torch.testing.assert_close(tensor[:, 2:], corners(EXPECTED)[:, 2:], rtol=0, atol=0.01)
 
 
+def test_a_transparent_grey_of_16_bits_shows_white(tmp_path):
+    pixels = np.full((16, 16), 20_000, dtype=np.uint16)
+    pixels[:8] = 0
+    Image.fromarray(pixels).save(tmp_path / "image.png", transparency=0)
+    (tensor,) = ImageDataset(tmp_path, 16)
+    assert (tensor[:, :7] == 1).all()
+    torch.testing.assert_close(tensor[:, 9:], torch.full((3, 7, 16), 20_000 / 65535), rtol=0, atol=0.01)
+
+
+def test_cmyk_jpeg(tmp_path):
+    tensor = one(tmp_path, Image.fromarray(CORNERS).convert("CMYK"), "image.jpg", quality=100)
+    torch.testing.assert_close(corners(tensor), corners(EXPECTED), rtol=0, atol=0.05)
+
+
+def test_large_photographs(tmp_path):
+    # decoded at a part of their size
+    large = Image.fromarray(CORNERS).resize((1000, 2000), Image.Resampling.NEAREST)
+    tensor = one(tmp_path, large, "image.jpg", image_size=(16, 8), quality=95)
+    assert tensor.shape == (3, 16, 8)
+    torch.testing.assert_close(corners(tensor), corners(EXPECTED), rtol=0, atol=0.05)
+
+
 def test_opacity_is_kept_where_wanted(tmp_path):
     pixels = np.dstack((CORNERS, np.full((16, 16), 255, dtype=np.uint8)))
     pixels[:8, :8, 3] = 0

@@ -1,7 +1,11 @@
 import copy
+import os
+import subprocess
+import sys
 import time
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -85,8 +89,7 @@ def test_shows_a_bar_with_loss_and_speed_and_no_line_a_step(tmp_path, capsys):
 def test_learning_rate_warms_up_and_falls(tmp_path):
     def rates(**kwargs):
         trainer = make_trainer(tmp_path, Constant(), num_train_steps=100, learning_rate=1.0, **kwargs)
-        function = trainer.scheduler.lr_lambdas[0]
-        return [function(step) for step in range(100)]
+        return [trainer.learning_rate_at(step) for step in range(100)]
 
     cosine = rates(warmup_steps=10, lr_schedule="cosine")
     assert cosine[:10] == pytest.approx([0.1 * i for i in range(1, 11)])
@@ -154,7 +157,11 @@ def test_resumes_from_the_newest_checkpoint(tmp_path):
         assert expected.keys() == found.keys()
         for name in expected:
             torch.testing.assert_close(found[name], expected[name], rtol=0, atol=1e-6)
-    assert second.scheduler.get_last_lr() == whole.scheduler.get_last_lr()
+    assert second.optimizer.param_groups[0]["lr"] == whole.optimizer.param_groups[0]["lr"]
+    # a new learning rate is heeded
+    third = make_trainer(tmp_path / "parts", Constant(), resume=True, learning_rate=1e-5, **(settings | dict(num_train_steps=7)))
+    third()
+    assert third.optimizer.param_groups[0]["lr"] == 1e-5
 
 
 def interrupt_after(count, function):
@@ -209,27 +216,36 @@ def test_a_dataset_smaller_than_a_batch(tmp_path):
 
 def test_accumulated_gradients_are_those_of_the_large_batch(tmp_path):
     images = torch.rand(8, 1, 4, 4)
-    sgd = dict(num_train_steps=1, warmup_steps=0, lr_schedule="constant", max_grad_norm=1e-3)
-    large = make_trainer(tmp_path / "large", Constant(), images, batch_size=8, **sgd)
+    one_step = dict(num_train_steps=1, max_grad_norm=1e9)
+    large = make_trainer(tmp_path / "large", Constant(), images, batch_size=8, **one_step)
     parts = make_trainer(
         tmp_path / "parts",
         Constant(),
         images,
         batch_size=2,
-        **sgd,
+        **one_step,
         accelerate_kwargs=dict(cpu=True, gradient_accumulation_steps=4),
     )
+    torch.testing.assert_close(gradient_of_a_step(parts), gradient_of_a_step(large))
+
+
+def test_gradients_are_clipped(tmp_path):
+    trainer = make_trainer(tmp_path, Constant(), num_train_steps=1, max_grad_norm=1e-3)
+    assert gradient_of_a_step(trainer).norm() == pytest.approx(1e-3, rel=1e-3)
+
+
+def gradient_of_a_step(trainer):
     gradients = []
-    for trainer in (large, parts):
-        step = trainer.optimizer.step
-        trainer.optimizer.step = lambda trainer=trainer, step=step: (
-            gradients.append(trainer.unwrapped_model.mean.grad.clone()),
-            step(),
-        )
-        trainer()
-    assert len(gradients) == 2
-    torch.testing.assert_close(*gradients)
-    assert gradients[0].norm() == pytest.approx(1e-3, rel=1e-3)  # clipped
+    step = trainer.optimizer.step
+
+    def record():
+        gradients.append(trainer.unwrapped_model.mean.grad.clone())
+        step()
+
+    trainer.optimizer.step = record
+    trainer()
+    (gradient,) = gradients
+    return gradient
 
 
 @pytest.mark.parametrize(
@@ -250,7 +266,72 @@ def test_bad_arguments(tmp_path, kwargs, error, message):
         make_trainer(tmp_path, Constant(), **kwargs)
 
 
-@pytest.mark.parametrize("channels", [1, 3])
+def test_a_dataset_of_other_things_than_images(tmp_path):
+    pairs = TensorDataset(torch.rand(8, 1, 4, 4), torch.arange(8))
+    with pytest.raises(TypeError, match="dataset must give an image as a tensor"):
+        make_trainer(tmp_path, Constant(), pairs)()
+
+
+def test_a_model_that_cannot_be_saved_is_refused_before_training(tmp_path):
+    model = small_model(decoder_kwargs=dict(layer_dropout=np.float32(0.1)))
+    with pytest.raises(ValueError, match="decoder_kwargs is no JSON value"):
+        make_trainer(tmp_path, model)
+
+
+def test_a_failing_grid_loses_no_checkpoint(tmp_path):
+    class Speechless(Constant):
+        def sample(self, batch_size, generator):
+            raise RuntimeError("out of memory")
+
+    with pytest.raises(RuntimeError, match="out of memory"):
+        make_trainer(tmp_path, Speechless())()
+    assert names(tmp_path / "checkpoints") == ["checkpoint.4"]
+
+
+SEVERAL_PROCESSES = """
+import sys
+import torch
+from autoregressive_diffusion_pytorch import ImageAutoregressiveFlow, ImageTrainer
+
+class Recorded(ImageAutoregressiveFlow):
+    seen = []
+    def forward(self, images):
+        self.seen += images[:, 0, 0, 0].tolist()
+        return super().forward(images)
+
+folder = sys.argv[1]
+model = Recorded(image_size=4, patch_size=2, channels=1, model=dict(dim=16, depth=1, heads=2, dim_head=8, mlp_width=16))
+dataset = torch.arange(16.0).view(16, 1, 1, 1).expand(16, 1, 4, 4) / 16
+trainer = ImageTrainer(
+    model, dataset=dataset, num_train_steps=4, max_minutes=10, batch_size=2, num_samples=1, checkpoint_every=2,
+    checkpoints_folder=folder + "/checkpoints", results_folder=folder + "/results",
+)
+trainer()
+rank = trainer.accelerator.process_index
+assert trainer.accelerator.num_processes == 2
+torch.save(dict(seen=model.seen, weights=model.state_dict()), f"{folder}/{rank}.pt")
+"""
+
+
+def test_two_processes_in_mixed_precision(tmp_path):
+    (tmp_path / "script.py").write_text(SEVERAL_PROCESSES)
+    launch = [sys.executable, "-W", "ignore", "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
+    port = str(20_000 + os.getpid() % 20_000)  # one that another run of these tests does not use
+    arguments = ["--num_machines", "1", "--mixed_precision", "bf16", "--main_process_port", port, tmp_path / "script.py", tmp_path]
+    result = subprocess.run([*launch, *arguments], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+
+    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
+    # each image once, half of them in each process; the same weights in both
+    assert sorted(first["seen"] + second["seen"]) == [i / 16 for i in range(16)]
+    for name, weight in first["weights"].items():
+        assert weight.dtype == torch.float32
+        assert torch.equal(weight, second["weights"][name])
+    assert names(tmp_path / "checkpoints") == ["checkpoint.2", "checkpoint.4"]
+    assert names(tmp_path / "results") == ["results.4.png"]
+
+
+@pytest.mark.parametrize("channels", [1, 3, 5])
 def test_grid_shows_the_images(tmp_path, channels):
     images = torch.zeros(5, channels, 24, 24)
     images[3] = 1.0

@@ -49,7 +49,11 @@ def test_imports_run_only_downwards():
     for file in (ROOT / "autoregressive_diffusion_pytorch").rglob("*.py"):
         room = file.relative_to(ROOT / "autoregressive_diffusion_pytorch").parts[0].removesuffix(".py")
         if room != "__init__":
-            rooms.setdefault(room, set()).update(re.findall(r"from autoregressive_diffusion_pytorch\.(\w+)", file.read_text()))
+            text = file.read_text()
+            imports = re.findall(r"(?:from|import) autoregressive_diffusion_pytorch\.(\w+)", text)
+            names = re.findall(r"from autoregressive_diffusion_pytorch import (.*)", text)
+            public = [package._ROOMS[name] for line in names for name in line.split(", ")]
+            rooms.setdefault(room, set()).update(imports, public)
     assert rooms.keys() == floor.keys()
     for room, imports in rooms.items():
         for imported in imports - {room}:
@@ -85,4 +89,4 @@ def test_source_archive_holds_what_it_takes_to_build_and_test(distributions):
     files = {name.partition("/")[2] for name in archive}
     assert source_files() <= files
     assert {"LICENSE", "README.md", "setup.py", "pyproject.toml", "tests/conftest.py", "tests/heads/test_head.py"} <= files
-    assert not any(name.startswith(("images", "benchmarks", ".")) or "__pycache__" in name for name in files)
+    assert not any(name.startswith(("benchmarks", ".")) or "__pycache__" in name for name in files)

@@ -29,9 +29,23 @@ def test_a_saved_model_comes_back(model_class, kwargs, tmp_path, capsys):
 
     loaded = model_class.from_pretrained(tmp_path)
     assert capsys.readouterr().out == ""
-    assert loaded.config == model.config == json.loads((tmp_path / "config.json").read_text())
+    assert loaded.config == model.config
+    assert loaded.config == json.loads((tmp_path / "config.json").read_text())
     first, second = (m.sample(2, generator=torch.Generator().manual_seed(0)) for m in (model, loaded))
     assert torch.equal(first, second)
+
+
+def test_the_configuration_holds_the_defaults():
+    # a later version may have others
+    config = AutoregressiveDiffusion(16, max_seq_len=4, depth=1, diffusion_kwargs=dict(sigma_data=1.0)).config
+    assert config["dim"] == 16
+    assert config["heads"] == 8
+    assert config["diffusion_kwargs"]["sigma_data"] == 1.0
+    assert config["diffusion_kwargs"]["sigma_max"] == 80.0
+    config = ImageAutoregressiveDiffusion(image_size=8, patch_size=4, model=SMALL).config
+    assert config["channels"] == 3
+    assert config["model"]["diffusion_kwargs"]["clamp_during_sampling"] is True
+    assert not {"max_seq_len", "dim_input"} & config["model"].keys()
 
 
 def test_missing_weights_are_an_error(tmp_path):
@@ -53,5 +67,5 @@ def test_the_configuration_is_a_copy():
 def test_an_argument_that_is_no_json_value_is_named_on_saving(tmp_path):
     decoder_kwargs = dict(layer_dropout=np.float32(0.1))
     model = AutoregressiveFlow(**SMALL, max_seq_len=4, decoder_kwargs=decoder_kwargs)
-    with pytest.raises(ValueError, match="AutoregressiveFlow cannot be saved: its argument decoder_kwargs holds something"):
+    with pytest.raises(ValueError, match="AutoregressiveFlow cannot be saved, its argument decoder_kwargs is no JSON value"):
         model.save_pretrained(tmp_path)

@@ -43,7 +43,7 @@ def short_training(tmp_path, monkeypatch):
     torch.set_num_threads(threads)
 
 
-@pytest.mark.parametrize("code", snippets())
+@pytest.mark.parametrize("code", list(snippets()))
 def test_snippet(code, short_training):
     exec(compile(code.replace("/path/to/your/images", str(short_training)), "README.md", "exec"), {})
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 
@@ -31,6 +32,11 @@ class Head(Module, ABC):
         self.net = net
         self.num_sample_steps = num_sample_steps
         self.num_noise_draws = num_noise_draws
+
+    @property
+    def config(self) -> dict:
+        """The constructor's arguments, but for the network: a head keeps each under its own name."""
+        return {name: getattr(self, name) for name in list(inspect.signature(type(self)).parameters)[1:]}
 
     def forward(self, tokens: Tensor, cond: Tensor) -> Tensor:
         """The loss of each token, `(… d), (… dim) -> (…)`, averaged over the token's width and the noise draws."""

@@ -57,7 +57,7 @@ class RectifiedFlow(Head):
         check_choice("time_distribution", time_distribution, TIME_DISTRIBUTIONS)
         check_above_zero(eps=eps, logit_std=logit_std)
 
-        self.solver = SOLVERS[solver]
+        self.solver = solver
         self.model_output_clean = model_output_clean
         self.eps = eps
         self.time_distribution = time_distribution
@@ -93,7 +93,7 @@ class RectifiedFlow(Head):
         return errors.square().mean(dim=-1)
 
     def draw(self, cond: Tensor, num_steps: int, noise: Callable[[], Tensor]) -> Tensor:
-        solver = partial(self.solver, times=[i / num_steps for i in range(num_steps + 1)])
+        solver = partial(SOLVERS[self.solver], times=[i / num_steps for i in range(num_steps + 1)])
         times = torch.tensor(visited_times(solver), device=cond.device).view(-1, *(1 for _ in cond.shape[:-1]))
         modulations = iter(self.net.modulate(times, cond))
         return solver(lambda x, time: self.velocity(x, time, next(modulations)), noise())
