@@ -166,6 +166,22 @@ def test_other_floating_types(model_class, dtype):
     model(torch.randn(2, 6, 4, dtype=dtype)).backward()
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@models
+@pytest.mark.parametrize("generator_device", ["cpu", "cuda", None])
+def test_on_a_gpu(model_class, generator_device):
+    model = small_model(model_class, decoder_kwargs=dict(rotary_pos_emb=True)).cuda()
+    model(torch.randn(2, 6, 4, device="cuda")).backward()
+    prompt = torch.randn(2, 2, 4, device="cuda")
+    generators = [generator_device and torch.Generator(generator_device).manual_seed(0) for _ in range(2)]
+    cached = model.sample(2, prompt, generator=generators[0])
+    assert cached.device.type == "cuda"
+    assert torch.equal(cached[:, :2], prompt)
+    if generator_device is not None:
+        model.backbone.can_cache = False
+        torch.testing.assert_close(model.sample(2, prompt, generator=generators[1]), cached, rtol=1e-3, atol=1e-3)
+
+
 @models
 @pytest.mark.parametrize(
     ("seq", "error", "message"),

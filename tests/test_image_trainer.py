@@ -315,10 +315,9 @@ torch.save(dict(seen=model.seen, weights=model.state_dict()), f"{folder}/{rank}.
 
 def test_two_processes_in_mixed_precision(tmp_path):
     (tmp_path / "script.py").write_text(SEVERAL_PROCESSES)
-    launch = [sys.executable, "-W", "ignore", "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
-    port = str(20_000 + os.getpid() % 20_000)  # one that another run of these tests does not use
-    arguments = ["--num_machines", "1", "--mixed_precision", "bf16", "--main_process_port", port, tmp_path / "script.py", tmp_path]
-    result = subprocess.run([*launch, *arguments], capture_output=True, text=True)
+    command = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    environment = os.environ | dict(ACCELERATE_USE_CPU="true", ACCELERATE_MIXED_PRECISION="bf16", OMP_NUM_THREADS="1")
+    result = subprocess.run([*command, tmp_path / "script.py", tmp_path], capture_output=True, text=True, env=environment)
     assert result.returncode == 0, result.stderr
 
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
