@@ -28,7 +28,8 @@ class AxialPositions(Module):
     def __init__(self, dim: int, axis_lengths: tuple[int, ...]):
         super().__init__()
         self.axis_lengths = axis_lengths
-        self.tables = ParameterList([nn.Parameter(torch.randn(length, dim) * 0.02) for length in axis_lengths])
+        # of the size of embedded tokens: much smaller ones are learnt late, and with them where a layer is to look
+        self.tables = ParameterList([nn.Parameter(torch.randn(length, dim) * 0.5) for length in axis_lengths])
 
     def forward(self, start: int, stop: int) -> Tensor:
         """The embeddings of positions `start` to `stop`, (n dim)."""

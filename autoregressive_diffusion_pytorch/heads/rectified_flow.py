@@ -23,7 +23,7 @@ TIME_DISTRIBUTIONS = ("uniform", "logit_normal")
 
 
 class RectifiedFlow(Head):
-    """A flow head: the network learns the velocity of the straight path `x_t = (1 - t) · noise + t · token`.
+    """A flow head: it learns the velocity of the straight path `x_t = (1 - t) · noise + t · token`.
 
     Time runs from 0 (noise) to 1 (data). Esser et al. count the other way, so their location m is `-logit_mean` here.
 
@@ -31,10 +31,12 @@ class RectifiedFlow(Head):
         net: the denoiser.
         num_sample_steps: steps of the solver from time 0 to 1, evenly spaced.
         solver: "euler" (one evaluation of the network a step) or "midpoint" (two).
-        model_output_clean: the network's output is the clean token, from which the velocity follows, instead of the velocity.
-        eps: smallest `1 - t` by which the error of a clean token is divided to get the error of its velocity: it bounds the weight
-            of times near 1 in the loss.
-        time_distribution: of the training times, "uniform" or "logit_normal" (Esser et al. 2024, eq. 19).
+        model_output_clean: the network gives the clean token, from which the velocity follows, instead of the velocity itself. The
+            token is preconditioned as the denoised one of Karras et al. 2022: `token = c_skip(t) · x_t + c_out(t) · network`, so
+            that input and target of the network have unit variance at all times.
+        sigma_data: standard deviation of the tokens' entries, for the preconditioning.
+        time_distribution: of the training times, "uniform" or "logit_normal" (Esser et al. 2024, eq. 19). The latter seldom draws
+            times near 0 and 1: it favours the shape of the distribution over its exact spread.
         logit_mean, logit_std: location and scale of the logit-normal distribution.
         num_noise_draws: noise draws for each token and training step.
     """
@@ -46,7 +48,7 @@ class RectifiedFlow(Head):
         num_sample_steps: int = 16,
         solver: Literal["euler", "midpoint"] = "midpoint",
         model_output_clean: bool = True,
-        eps: float = 5e-2,
+        sigma_data: float = 0.5,
         time_distribution: Literal["uniform", "logit_normal"] = "uniform",
         logit_mean: float = 0.0,
         logit_std: float = 1.0,
@@ -55,22 +57,38 @@ class RectifiedFlow(Head):
         super().__init__(net, num_sample_steps=num_sample_steps, num_noise_draws=num_noise_draws)
         check_choice("solver", solver, SOLVERS)
         check_choice("time_distribution", time_distribution, TIME_DISTRIBUTIONS)
-        check_above_zero(eps=eps, logit_std=logit_std)
+        check_above_zero(sigma_data=sigma_data, logit_std=logit_std)
 
         self.solver = solver
         self.model_output_clean = model_output_clean
-        self.eps = eps
+        self.sigma_data = sigma_data
         self.time_distribution = time_distribution
         self.logit_mean = logit_mean
         self.logit_std = logit_std
 
-    def velocity(self, noised: Tensor, times: float, modulation: Tensor) -> Tensor:
-        """The velocity dx/dt at `noised` (… d) and a time below 1."""
-        output = self.net.denoise(noised, modulation).to(noised.dtype)
+    # the preconditioning of Karras et al. 2022, appendix B.6, for x_t = (1 - t) · noise + t · token: floats and tensors alike
+
+    def variance(self, times):
+        """The variance of x_t."""
+        return (1 - times) ** 2 + (times * self.sigma_data) ** 2
+
+    def c_skip(self, times):
+        return times * self.sigma_data**2 / self.variance(times)
+
+    def c_out(self, times):
+        return (1 - times) * self.sigma_data / self.variance(times) ** 0.5
+
+    def c_in(self, times):
+        return 1 / self.variance(times) ** 0.5
+
+    def velocity(self, noised: Tensor, times: Tensor | float, modulation: Tensor) -> Tensor:
+        """The velocity dx/dt at `noised` (… d). `times` is a float or broadcasts against it."""
         if not self.model_output_clean:
-            return output
-        # the path is straight: x_1 - x_0 = (x_1 - x_t) / (1 - t)
-        return (output - noised) / (1 - times)
+            return self.net.denoise(noised, modulation).to(noised.dtype)
+        output = self.net.denoise(self.c_in(times) * noised, modulation).to(noised.dtype)
+        # (clean - x_t) / (1 - t) for clean = c_skip · x_t + c_out · output, 1 - t cancelled: nothing is singular at time 1
+        slope = (times * self.sigma_data**2 - (1 - times)) / self.variance(times)
+        return slope * noised + self.sigma_data / self.variance(times) ** 0.5 * output
 
     def draw_times(self, like: Tensor) -> Tensor:
         """Training times in (0, 1), of the shape of `like`."""
@@ -81,16 +99,10 @@ class RectifiedFlow(Head):
     def losses(self, tokens: Tensor, cond: Tensor) -> Tensor:
         times = self.draw_times(tokens[..., 0])
         modulation = self.net.modulate(times, cond)
-        times = times[..., None]
         noise = torch.randn_like(tokens)
-        noised = noise.lerp(tokens, times)
-        output = self.net.denoise(noised, modulation).to(tokens.dtype)
+        noised = noise.lerp(tokens, times[..., None])
         # Liu et al. 2022, eq. 1: the velocity of the straight path is data minus noise everywhere on it
-        if self.model_output_clean:
-            errors = (output - tokens) / (1 - times).clamp(min=self.eps)
-        else:
-            errors = output - (tokens - noise)
-        return errors.square().mean(dim=-1)
+        return (self.velocity(noised, times[..., None], modulation) - (tokens - noise)).square().mean(dim=-1)
 
     def draw(self, cond: Tensor, num_steps: int, noise: Callable[[], Tensor]) -> Tensor:
         solver = partial(SOLVERS[self.solver], times=[i / num_steps for i in range(num_steps + 1)])

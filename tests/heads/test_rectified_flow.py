@@ -13,12 +13,22 @@ def ideal_velocity(x, t, mean, std):
     return mean + (t * std**2 - (1 - t)) / variance * (x - t * mean)
 
 
-def gaussian_head(mean, std, model_output_clean=False, **kwargs):
-    def formula(noised, times, cond):
-        velocity = ideal_velocity(noised, times, mean, std)
-        return noised + (1 - times) * velocity if model_output_clean else velocity
+SIGMA_DATA = 0.5
 
-    return RectifiedFlow(FormulaNet(2, formula), model_output_clean=model_output_clean, **kwargs)
+
+def gaussian_head(mean, std, model_output_clean=False, **kwargs):
+    """A head whose velocity is the ideal one of N(mean, std²), by either kind of output."""
+
+    def formula(noised, times, cond):
+        if not model_output_clean:
+            return ideal_velocity(noised, times, mean, std)
+        # the network of clean = c_skip · x_t + c_out · network, for the clean token x_t + (1 - t) · velocity
+        variance = (1 - times) ** 2 + times**2 * SIGMA_DATA**2
+        noised = variance.sqrt() * noised
+        clean = noised + (1 - times) * ideal_velocity(noised, times, mean, std)
+        return (clean - times * SIGMA_DATA**2 / variance * noised) / ((1 - times) * SIGMA_DATA / variance.sqrt())
+
+    return RectifiedFlow(FormulaNet(2, formula), model_output_clean=model_output_clean, sigma_data=SIGMA_DATA, **kwargs)
 
 
 def expected_loss(std, density):
@@ -58,22 +68,30 @@ def test_clean_output_and_velocity_output_are_the_same_flow():
 
 
 def test_clean_output_and_velocity_output_have_the_same_loss():
-    # but for times within eps of 1, where the weight of the clean token's error is held back
     tokens = torch.randn(1000, 2)
     losses = []
     for clean in (False, True):
         torch.manual_seed(0)
-        losses.append(gaussian_head(0.3, 0.6, clean, eps=1e-6)(tokens, torch.zeros(1000, 1)))
+        losses.append(gaussian_head(0.3, 0.6, clean)(tokens, torch.zeros(1000, 1)))
     torch.testing.assert_close(*losses, rtol=1e-3, atol=1e-3)
 
 
-def test_weight_of_times_near_1_is_bounded():
-    def formula(noised, times, cond):
-        return torch.full_like(noised, 0.3)
+def test_velocity_follows_from_the_preconditioned_clean_token():
+    head = stir(RectifiedFlow(MLP(6, 4, depth=2, width=16), sigma_data=0.7))
+    x, times = torch.randn(3, 4), torch.tensor([[0.0], [0.4], [0.9]])
+    modulation = head.net.modulate(times[:, 0], torch.randn(3, 6))
+    clean = head.c_skip(times) * x + head.c_out(times) * head.net.denoise(head.c_in(times) * x, modulation)
+    torch.testing.assert_close(head.velocity(x, times, modulation), (clean - x) / (1 - times), rtol=1e-4, atol=1e-4)
+    assert head.velocity(x, 1.0, modulation).isfinite().all()
 
-    head = RectifiedFlow(FormulaNet(2, formula), eps=0.1)
-    losses = head(torch.zeros(50_000, 2), torch.zeros(50_000, 1))
-    assert 0.99 * (0.3 / 0.1) ** 2 < losses.max() <= 1.001 * (0.3 / 0.1) ** 2
+
+def test_preconditioning_keeps_variances_at_one():
+    head = RectifiedFlow(MLP(6, 4, depth=1, width=8), sigma_data=0.7)
+    t = torch.tensor([0.0, 0.2, 0.5, 0.99], dtype=torch.float64)
+    torch.testing.assert_close(head.c_in(t) ** 2 * ((1 - t) ** 2 + (0.7 * t) ** 2), torch.ones(4).double())
+    # the target is (token - c_skip · x_t) / c_out
+    residual = (1 - head.c_skip(t) * t) ** 2 * 0.7**2 + (head.c_skip(t) * (1 - t)) ** 2
+    torch.testing.assert_close(residual / head.c_out(t) ** 2, torch.ones(4).double())
 
 
 @pytest.mark.parametrize("solver", ["euler", "midpoint"])
@@ -90,9 +108,10 @@ def test_sampler_with_the_ideal_velocity(solver, model_output_clean, temperature
 
 
 def test_path_runs_from_noise_at_0_to_data_at_1():
-    # a network that says "stay where the token is": with clean output one Euler step lands on the network's output
+    # the velocity to a fixed token along straight paths: a single Euler step from noise lands on it, and so do many
     target = torch.tensor([0.25, -0.5])
-    head = RectifiedFlow(FormulaNet(2, lambda noised, times, cond: target.expand_as(noised)), solver="euler")
+    net = FormulaNet(2, lambda noised, times, cond: (target - noised) / (1 - times))
+    head = RectifiedFlow(net, model_output_clean=False, solver="euler")
     torch.testing.assert_close(head.sample(torch.zeros(3, 1), num_steps=1), target.expand(3, 2))
     torch.testing.assert_close(head.sample(torch.zeros(3, 1), num_steps=10), target.expand(3, 2))
 
@@ -114,7 +133,7 @@ def test_times_are_spread_as_asked():
     [
         (dict(solver="heun2"), "solver must be one of 'euler', 'midpoint', got 'heun2'"),
         (dict(time_distribution="cosine"), "time_distribution must be one of 'uniform', 'logit_normal', got 'cosine'"),
-        (dict(eps=0.0), "eps must be above 0, got 0.0"),
+        (dict(sigma_data=0.0), "sigma_data must be above 0, got 0.0"),
         (dict(logit_std=0.0), "logit_std must be above 0, got 0.0"),
     ],
 )
