@@ -73,6 +73,13 @@ def main() -> None:
 )
 @click.option("--flip/--no-flip", default=False, show_default=True, help="Mirror the images of a folder at random.")
 @click.option("--skip-damaged", is_flag=True, help="Leave out image files that cannot be read, instead of stopping at one.")
+@click.option(
+    "--precision",
+    type=click.Choice(["auto", "no", "bf16", "fp16"]),
+    default="auto",
+    show_default=True,
+    help="Mixed precision; auto is bf16 where the device has instructions for it.",
+)
 @click.option("--workers", type=click.IntRange(0), default=0, show_default=True, help="Processes that read images in advance.")
 @click.option("--sample-every", type=click.IntRange(1), default=500, show_default=True, help="Steps between grids of samples.")
 @click.option("--checkpoint-every", type=click.IntRange(1), default=1000, show_default=True, help="Steps between checkpoints.")
@@ -93,6 +100,7 @@ def train(source: str, run_folder: Path | None, **options) -> None:
         head=options["head"],
         seed=options["seed"],
         workers=options["workers"],
+        precision=options["precision"],
         model=dict(
             image_size=options["image_size"],
             patch_size=options["patch_size"],
@@ -222,8 +230,9 @@ def _build(config: dict, run_folder: Path, resume: bool = False):
     from accelerate.utils import set_seed
 
     from autoregressive_diffusion_pytorch.image_dataset import ImageDataset, digits
-    from autoregressive_diffusion_pytorch.image_trainer import ImageTrainer
+    from autoregressive_diffusion_pytorch.image_trainer import ImageTrainer, best_precision
 
+    precision = best_precision() if config["precision"] == "auto" else config["precision"]
     set_seed(config["seed"])  # for the weights
     try:
         if config["source"] == "digits":
@@ -236,6 +245,7 @@ def _build(config: dict, run_folder: Path, resume: bool = False):
             dataset=dataset,
             checkpoints_folder=run_folder / "checkpoints",
             results_folder=run_folder / "samples",
+            accelerate_kwargs=dict(mixed_precision=precision),
             dataloader_kwargs=dict(num_workers=config["workers"]),
             resume=resume,
             **config["trainer"],

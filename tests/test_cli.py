@@ -6,7 +6,9 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
+from autoregressive_diffusion_pytorch import ImageTrainer
 from autoregressive_diffusion_pytorch.cli import main
+from autoregressive_diffusion_pytorch.image_trainer import best_precision
 
 TINY = [
     *("--dim", "16", "--depth", "1", "--heads", "2", "--mlp-width", "16", "--mlp-depth", "1"),
@@ -97,6 +99,14 @@ def test_resumes_a_run(call, tmp_path):
 def test_a_run_within_its_images_is_refused(call, flowers, monkeypatch):
     monkeypatch.chdir(flowers)
     assert "its samples would be trained on" in failed(call("train", ".", *TINY, "--image-size", 8, "--patch-size", 4))
+
+
+@pytest.mark.parametrize(("precision", "expected"), [("no", "no"), ("bf16", "bf16"), ("auto", best_precision())])
+def test_precision(call, monkeypatch, precision, expected):
+    seen = []
+    monkeypatch.setattr(ImageTrainer, "__call__", lambda trainer: seen.append(trainer.accelerator.mixed_precision))
+    succeeded(call("train", *TINY, "--precision", precision))
+    assert seen == [expected]
 
 
 def test_workers_read_the_images(call, flowers):
