@@ -14,7 +14,7 @@ import click
 
 # what to train where the command line says nothing else
 DIGITS = dict(
-    image_size=8, patch_size=2, channels=1, dim=128, depth=4, heads=4, mlp_width=128, batch_size=64, steps=1400, learning_rate=2e-3
+    image_size=8, patch_size=2, channels=1, dim=128, depth=4, heads=4, mlp_width=128, batch_size=64, steps=1200, learning_rate=2e-3
 )
 FOLDER = dict(
     image_size=64,
@@ -48,7 +48,7 @@ def main() -> None:
 @main.command(short_help="Train on a folder of images, or on the built-in digits.")
 @click.argument("source", default="digits")
 @click.option("--run", "run_folder", type=click.Path(path_type=Path), help="Folder of the run. [default: a new one in runs/]")
-@click.option("--head", type=click.Choice(["diffusion", "flow"]), default="diffusion", show_default=True, help="Kind of the head.")
+@click.option("--head", type=click.Choice(["diffusion", "flow"]), default="flow", show_default=True, help="Kind of the head.")
 @click.option("--image-size", type=click.IntRange(1), help=f"Height and width of the images. {_by_source('image_size')}")
 @click.option("--patch-size", type=click.IntRange(1), help=f"Height and width of a token. {_by_source('patch_size')}")
 @click.option("--channels", type=click.IntRange(1, 4), help=f"1 grey, 3 RGB, 2 and 4 with opacity. {_by_source('channels')}")

@@ -29,20 +29,11 @@ from sklearn.neighbors import NearestNeighbors
 def draw(run: str, count: int, seed: int) -> np.ndarray:
     """Samples (n 64) with values in [0, 16], as the real digits have."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [
-            Path(sys.executable).with_name("ardiff"),
-            "sample",
-            run,
-            "--count",
-            str(count),
-            "--batch-size",
-            "500",
-            "--seed",
-            str(seed),
-            "--files",
-            folder,
-        ]
-        subprocess.run([*command, "--output", f"{folder}/grid/grid.png"], check=True, stdout=subprocess.DEVNULL)
+        command = [Path(sys.executable).with_name("ardiff"), "sample", run, "--count", str(count), "--batch-size", "500"]
+        command += ["--seed", str(seed), "--files", folder, "--output", f"{folder}/grid/grid.png"]
+        result = subprocess.run(command, capture_output=True, text=True)
+        if result.returncode:
+            raise SystemExit(result.stderr)
         files = sorted(Path(folder).glob("*.png"))
         return np.stack([np.asarray(Image.open(file)).ravel() / 255 * 16 for file in files])
 

@@ -78,7 +78,7 @@ def test_trains_on_a_folder(call, flowers, tmp_path):
     config = json.loads((tmp_path / "my/run/config.json").read_text())
     assert config["source"] == str(flowers)
     assert config["dataset"] == dict(augment_horizontal_flip=True, skip_damaged=False)
-    assert config["model"]["model"]["diffusion_kwargs"] == dict(num_noise_draws=1)
+    assert config["model"]["model"]["flow_kwargs"] == dict(num_noise_draws=1)
     succeeded(call("sample", "my/run", "--count", 1, "--steps", 1))
 
 
