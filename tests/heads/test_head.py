@@ -135,9 +135,18 @@ def test_bad_counts(head_class, kwargs, name):
 
 NUM_SAMPLES = 2000
 NUM_STEPS = 64
+trained_heads = pytest.mark.parametrize(("head_class", "kwargs"), [p for p in HEADS if "S_churn" not in p.values[1]])
 
 
-@heads
+def samplers(head):
+    """The trained head, and the same with the stochastic sampler where it has one."""
+    yield head
+    if isinstance(head, ElucidatedDiffusion):
+        head.S_churn = 10.0
+        yield head
+
+
+@trained_heads
 def test_learns_a_gaussian_whose_mean_depends_on_the_condition(head_class, kwargs):
     slope = torch.tensor([[0.8, -0.4], [0.3, 0.6]])
     std = torch.tensor([0.3, 0.6])
@@ -147,17 +156,18 @@ def test_learns_a_gaussian_whose_mean_depends_on_the_condition(head_class, kwarg
         return cond @ slope + std * torch.randn(512, 2), cond
 
     head = train(make_head(head_class, kwargs, dim_cond=2, dim_input=2, width=64), draw_batch, steps=1200)
-    for cond in torch.tensor([[0.0, 0.0], [0.9, -0.5], [-0.6, 0.8]]):
-        samples = head.sample(cond.expand(NUM_SAMPLES, 2), num_steps=NUM_STEPS)
+    conds = torch.tensor([[0.0, 0.0], [0.9, -0.5], [-0.6, 0.8]])
+    for sampler, cond in ((sampler, cond) for sampler in samplers(head) for cond in conds):
+        samples = sampler.sample(cond.expand(NUM_SAMPLES, 2), num_steps=NUM_STEPS)
         assert_mean(samples, cond @ slope)
         assert_std(samples, std)
         # temperature: the standard deviation is multiplied by it, the mean stays
-        cooler = head.sample(cond.expand(NUM_SAMPLES, 2), num_steps=NUM_STEPS, temperature=0.7)
+        cooler = sampler.sample(cond.expand(NUM_SAMPLES, 2), num_steps=NUM_STEPS, temperature=0.7)
         assert_mean(cooler, cond @ slope)
         assert_std(cooler, 0.7 * std)
 
 
-@heads
+@trained_heads
 def test_learns_a_mixture(head_class, kwargs):
     centres = torch.tensor([[-1.0, -0.5], [0.9, -0.7], [0.2, 0.8]])
     weights = torch.tensor([0.2, 0.5, 0.3])
@@ -171,12 +181,15 @@ def test_learns_a_mixture(head_class, kwargs):
         lambda: (draw_mixture(512), torch.zeros(512, 1)),
         steps=1200,
     )
-    samples = head.sample(torch.zeros(NUM_SAMPLES, 1), num_steps=NUM_STEPS)
+    mean = weights @ centres
+    products_mean = ((centres.T * weights) @ centres + std**2 * torch.eye(2)).flatten()
+    for sampler in samplers(head):
+        samples = sampler.sample(torch.zeros(NUM_SAMPLES, 1), num_steps=NUM_STEPS)
 
-    assert_mean(samples, weights @ centres)
-    products = (samples[:, :, None] * samples[:, None, :]).flatten(1)
-    assert_mean(products, ((centres.T * weights) @ centres + std**2 * torch.eye(2)).flatten())
-    distances, nearest = torch.cdist(samples, centres).min(dim=-1)
-    assert_mean(torch.nn.functional.one_hot(nearest, 3).float(), weights)
-    # a Gaussian in two dimensions lies beyond three deviations with probability exp(-9 / 2): little lies between the modes
-    assert (distances > 3 * std).float().mean() < 0.05
+        assert_mean(samples, mean)
+        products = (samples[:, :, None] * samples[:, None, :]).flatten(1)
+        assert_mean(products, products_mean)
+        distances, nearest = torch.cdist(samples, centres).min(dim=-1)
+        assert_mean(torch.nn.functional.one_hot(nearest, 3).float(), weights)
+        # a Gaussian in two dimensions lies beyond three deviations with probability exp(-9 / 2): little lies between the modes
+        assert (distances > 3 * std).float().mean() < 0.05
