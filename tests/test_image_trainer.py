@@ -138,7 +138,8 @@ def test_ends_in_time_with_grid_and_checkpoint(tmp_path):
 def test_resumes_from_the_newest_checkpoint(tmp_path):
     images = torch.rand(8, 1, 4, 4)
     # all images in a batch, so that the order of the data does not count
-    settings = dict(images=images, batch_size=8, num_train_steps=6, checkpoint_every=2)
+    # a learning rate so large that each step depends on those before it
+    settings = dict(images=images, batch_size=8, num_train_steps=6, checkpoint_every=2, learning_rate=0.5)
     model = Constant()
     whole = make_trainer(tmp_path / "whole", copy.deepcopy(model), **settings)
     whole()
@@ -159,7 +160,7 @@ def test_resumes_from_the_newest_checkpoint(tmp_path):
             torch.testing.assert_close(found[name], expected[name], rtol=0, atol=1e-6)
     assert second.optimizer.param_groups[0]["lr"] == whole.optimizer.param_groups[0]["lr"]
     # a new learning rate is heeded
-    third = make_trainer(tmp_path / "parts", Constant(), resume=True, learning_rate=1e-5, **(settings | dict(num_train_steps=7)))
+    third = make_trainer(tmp_path / "parts", Constant(), resume=True, **(settings | dict(num_train_steps=7, learning_rate=1e-5)))
     third()
     assert third.optimizer.param_groups[0]["lr"] == 1e-5
 

@@ -58,10 +58,10 @@ def test_missing_weights_are_an_error(tmp_path):
 
 
 def test_the_configuration_is_a_copy():
-    kwargs = dict(SMALL)
-    model = ImageAutoregressiveFlow(image_size=8, patch_size=4, model=kwargs)
-    kwargs["dim"] = 32
-    assert model.config["model"]["dim"] == 16
+    decoder_kwargs = dict(rotary_pos_emb=True)
+    model = AutoregressiveFlow(**SMALL, max_seq_len=4, decoder_kwargs=decoder_kwargs)
+    decoder_kwargs["ff_glu"] = True
+    assert model.config["decoder_kwargs"] == dict(rotary_pos_emb=True)
 
 
 def test_an_argument_that_is_no_json_value_is_named_on_saving(tmp_path):

@@ -61,6 +61,17 @@ def test_loss_of_the_ideal_denoiser_over_the_noise_distribution():
     assert_mean(losses, torch.trapezoid(density * loss, z).item())
 
 
+def test_noise_levels_of_training_are_log_normal(monkeypatch):
+    head = gaussian_head(0.0, 1.0, P_mean=-0.7, P_std=1.6)
+    seen = []
+    modulate = head.net.modulate
+    monkeypatch.setattr(head.net, "modulate", lambda times, cond: seen.append(times) or modulate(times, cond))
+    head(torch.zeros(20_000, 2), torch.zeros(20_000, 1))
+    ln_sigma = 4 * seen[0].flatten()
+    assert_mean(ln_sigma, -0.7)
+    assert_std(ln_sigma, 1.6)
+
+
 @pytest.mark.parametrize("S_churn", [0.0, 40.0])
 @pytest.mark.parametrize("temperature", [1.0, 0.5])
 def test_sampler_with_the_ideal_denoiser(S_churn, temperature):
