@@ -30,7 +30,7 @@ FOLDER = dict(
 )
 
 
-SEED = click.IntRange(0, 2**32 - 1)
+SEED = click.IntRange(0, 2**31 - 1)  # a resumed run adds its steps, and a seed must stay below 2**32
 
 
 def _by_source(name: str) -> str:
