@@ -6,32 +6,41 @@ variant: p(x) is the product over i of p(x_i | z_i), z_i = f(x_1 … x_{i-1}) (t
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Literal
 
 import torch
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 from torch.nn import Module
 from tqdm import tqdm
 
 from autoregressive_diffusion_pytorch.backbone import Backbone
 from autoregressive_diffusion_pytorch.checks import check_choice, check_positive_int
+from autoregressive_diffusion_pytorch.compilation import compiled
 from autoregressive_diffusion_pytorch.denoiser import MLP
 from autoregressive_diffusion_pytorch.heads import ElucidatedDiffusion, Head, RectifiedFlow
 from autoregressive_diffusion_pytorch.pretrained import Pretrained
 
 
 @contextmanager
-def evaluating(module: Module) -> Iterator[None]:
-    """Evaluation mode inside the block; each submodule's own mode after it."""
-    training = [m for m in module.modules() if m.training]
-    module.eval()
+def inference(modules: Sequence[Module]) -> Iterator[None]:
+    """Evaluation mode and torch's inference mode inside the block; after it all is as it was, each module in its own mode."""
+    training = [module for module in modules if module.training]
+    for module in training:
+        module.training = False
     try:
-        yield
+        with torch.inference_mode():
+            yield
     finally:
-        for m in training:
-            m.training = True
+        for module in training:
+            module.training = True
+        # some parts of x-transformers keep a tensor for later (ALiBi its biases), and one of inference mode would spoil training
+        with torch.inference_mode(False):
+            for module in modules:
+                for name, buffer in module._buffers.items():
+                    if buffer is not None and buffer.is_inference():
+                        module._buffers[name] = buffer.clone()
 
 
 class Autoregressive(Module, Pretrained):
@@ -104,54 +113,68 @@ class Autoregressive(Module, Pretrained):
         """The vectors (b n dim) that the head draws the tokens of `seq` (b n d) from: the i-th reads the tokens before the i-th."""
         return self.backbone(torch.cat((self._start(len(seq)), self._embed(seq[:, :-1])), dim=1))
 
-    @torch.no_grad()
     def sample(
-        self,
-        batch_size: int = 1,
-        prompt: Tensor | None = None,
-        *,
-        num_steps: int | None = None,
-        temperature: float = 1.0,
-        generator: Generator | None = None,
-        progress: bool = False,
+        self, batch_size: int = 1, prompt: Tensor | None = None, *, compile: bool = False, progress: bool = False, **sampler_kwargs
     ) -> Tensor:
         """Draws sequences of `max_seq_len` tokens, one token after the other.
 
         Args:
             batch_size: how many. A single prompt serves them all.
             prompt: first tokens (b m d), m at most `max_seq_len`: they come back untouched, at the start of the result.
-            num_steps: steps of the head's sampler for each token; by default the head's own number.
-            temperature: factor on the standard deviation of the noise that the head draws; 0 is deterministic.
-            generator: source of randomness; by default torch's global one. The same seed gives the same result.
+            compile: compile the transformer's step and the head's loop with `torch.compile`: minutes at first, faster then. What
+                cannot be compiled runs as without, after one warning.
             progress: show a progress bar over the tokens.
+            sampler_kwargs: `num_steps`, `solver`, `temperature` and `generator`, as of `Head.sampler`. The same seed gives the same
+                result.
 
         Returns:
             Tokens (b n d), in single precision or the weights', whichever is higher.
         """
+        prompt, batch_size = self._check_prompt(prompt, batch_size)
+        prompt_length = prompt.shape[1]
+        seq = prompt.new_empty(batch_size, self.max_seq_len, self.dim_input)
+        seq[:, :prompt_length] = prompt
+        tokens = self.stream(batch_size, prompt, compile=compile, **sampler_kwargs)
+        total = self.max_seq_len - prompt_length
+        for i, token in enumerate(tqdm(tokens, desc="tokens", total=total, disable=not progress), start=prompt_length):
+            seq[:, i] = token
+        return seq
+
+    def stream(
+        self, batch_size: int = 1, prompt: Tensor | None = None, *, compile: bool = False, **sampler_kwargs
+    ) -> Iterator[Tensor]:
+        """The tokens that `sample` draws after the prompt, each (b d), as soon as it is drawn. Arguments as of `sample`."""
+        prompt, batch_size = self._check_prompt(prompt, batch_size)
+        draw = self.head.sampler(compile=compile, **sampler_kwargs)
+        step = self.backbone.step
+        if compile:
+            # the cache grows from step to step: one program for all lengths
+            step = compiled(step, dynamic=True)
+        return self._stream(batch_size, prompt, step, draw)
+
+    def _stream(self, batch_size: int, prompt: Tensor, step: Callable, draw: Callable) -> Iterator[Tensor]:
+        modules = list(self.modules())
+        state = None
+        with inference(modules):
+            embeds = torch.cat((self._start(batch_size), self._embed(prompt).expand(batch_size, -1, -1)), dim=1)
+        for _ in range(prompt.shape[1], self.max_seq_len):
+            with inference(modules):
+                cond, state = step(embeds, state)
+                token = draw(cond)
+                embeds = self._embed(token.unsqueeze(1))
+            yield token.clone()  # an ordinary tensor, that can be trained on
+
+    def _check_prompt(self, prompt: Tensor | None, batch_size: int) -> tuple[Tensor, int]:
+        """The prompt, an empty one for none, in the type of the result, and the number of sequences."""
         check_positive_int(batch_size=batch_size)
         weight = self.proj_in.weight
-        dtype = torch.promote_types(weight.dtype, torch.float32)
-        prompt_length = 0
-        if prompt is not None:
-            self._check_tokens("prompt", prompt, shortest=0)
-            if batch_size != len(prompt) and 1 not in (batch_size, len(prompt)):
-                raise ValueError(f"prompt must hold one sequence or batch_size = {batch_size} of them, got {len(prompt)}")
-            batch_size = max(batch_size, len(prompt))
-            prompt_length = prompt.shape[1]
-
-        seq = torch.empty(batch_size, self.max_seq_len, self.dim_input, device=weight.device, dtype=dtype)
-        embeds = self._start(batch_size)
-        if prompt_length:
-            seq[:, :prompt_length] = prompt
-            embeds = torch.cat((embeds, self._embed(seq[:, :prompt_length])), dim=1)
-
-        state = None
-        with evaluating(self):
-            for i in tqdm(range(prompt_length, self.max_seq_len), desc="tokens", disable=not progress):
-                cond, state = self.backbone.step(embeds, state)
-                seq[:, i] = self.head.sample(cond, num_steps=num_steps, temperature=temperature, generator=generator)
-                embeds = self._embed(seq[:, i : i + 1])
-        return seq
+        if prompt is None:
+            prompt = weight.new_empty(1, 0, self.dim_input)
+        self._check_tokens("prompt", prompt, shortest=0)
+        if batch_size != len(prompt) and 1 not in (batch_size, len(prompt)):
+            raise ValueError(f"prompt must hold one sequence or batch_size = {batch_size} of them, got {len(prompt)}")
+        prompt = prompt.detach().to(weight.device, torch.promote_types(weight.dtype, torch.float32))
+        return prompt, max(batch_size, len(prompt))
 
     def _start(self, batch_size: int) -> Tensor:
         return self.start_token.expand(batch_size, 1, -1)

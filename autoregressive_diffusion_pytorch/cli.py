@@ -162,9 +162,14 @@ def resume(run_folder: Path, steps: int | None, minutes: float | None) -> None:
 )
 @click.option("--files", type=click.Path(file_okay=False, path_type=Path), help="Also write each image as a file into this folder.")
 @click.option("--checkpoint", type=click.IntRange(1), help="Step of the checkpoint to use. [default: the newest]")
-@click.option("--steps", type=click.IntRange(1), help="Steps of the head's sampler for each token.")
+@click.option("--solver", help="Solver of the head's sampler, such as euler, midpoint or dpmpp_2m. [default: the model's]")
+@click.option("--steps", type=click.IntRange(1), help="Steps of the solver for each token. [default: as many as suit it]")
 @click.option("--temperature", type=click.FloatRange(0), default=1.0, show_default=True, help="Below 1 for less variety.")
 @click.option("--batch-size", type=click.IntRange(1), default=64, show_default=True, help="Images drawn at a time.")
+@click.option(
+    "--precision", type=click.Choice(["no", "bf16"]), default="no", show_default=True, help="bf16 rounds the weights: faster."
+)
+@click.option("--compile", is_flag=True, help="Compile the model first: takes minutes, and pays for many images.")
 @click.option("--seed", type=SEED, default=0, show_default=True, help="The same seed and batch size give the same images.")
 def sample(
     run_folder: Path,
@@ -172,12 +177,16 @@ def sample(
     output: Path | None,
     files: Path | None,
     checkpoint: int | None,
+    solver: str | None,
     steps: int | None,
     temperature: float,
     batch_size: int,
+    precision: str,
+    compile: bool,
     seed: int,
 ) -> None:
     """Draw images with the model of RUN, into one picture and, if asked, into single files."""
+    import torch
     from accelerate import PartialState
 
     from autoregressive_diffusion_pytorch.image import draw_images
@@ -192,7 +201,13 @@ def sample(
     if folder is None or not folder.is_dir():
         raise click.ClickException(f"{checkpoints} holds no checkpoint{f' of step {checkpoint}' if checkpoint else ''}")
     model = _model_class(config).from_pretrained(folder).to(PartialState().device)
-    images = draw_images(model, count, batch_size=batch_size, seed=seed, num_steps=steps, temperature=temperature, progress=True)
+    if precision == "bf16":
+        model.to(torch.bfloat16)
+    options = dict(solver=solver, num_steps=steps, temperature=temperature, compile=compile)
+    try:
+        images = draw_images(model, count, batch_size=batch_size, seed=seed, progress=True, **options)
+    except ValueError as error:
+        raise click.ClickException(str(error)) from error
     save_image_grid(images, output)
     click.echo(output)
     if files:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn import Module, ModuleList
 
@@ -32,7 +31,7 @@ class SinusoidalEmbedding(Module):
 
 
 class ResidualBlock(Module):
-    """`x + gate · MLP(norm(x) · (1 + scale) + shift)`, the modulation given from outside."""
+    """`x + gate · MLP(norm(x) · scale + shift)`, the modulation given from outside."""
 
     def __init__(self, width: int, dropout: float):
         super().__init__()
@@ -40,14 +39,15 @@ class ResidualBlock(Module):
         self.mlp = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Dropout(dropout), nn.Linear(width, width))
 
     def forward(self, x: Tensor, shift: Tensor, scale: Tensor, gate: Tensor) -> Tensor:
-        return x + gate * self.mlp(self.norm(x) * (1 + scale) + shift)
+        return torch.addcmul(x, gate, self.mlp(torch.addcmul(shift, self.norm(x), scale)))
 
 
 class MLP(Module):
     """The denoiser of one token, given its condition.
 
-    `forward` is `denoise(noised, modulate(times, cond))`. Only `denoise` reads the noised token, so a sampler computes the
-    modulations of all its steps in one product before the first.
+    Its norms are modulated by the sum of a part that depends on the time alone, a constant table for a sampler's schedule, and a
+    part that depends on the condition alone, computed once for a token. So a step of a sampler costs only what reads the noised
+    token: `forward` is `denoise(noised, modulate(times, cond))`. All blocks share one modulation.
 
     Args:
         dim_cond: width of the condition.
@@ -58,6 +58,7 @@ class MLP(Module):
     """
 
     NUM_TIME_FEATURES = 256
+    NUM_MODULATIONS = 5  # shift, scale and gate of the blocks, shift and scale of the last norm
 
     def __init__(self, dim_cond: int, dim_input: int, depth: int = 3, width: int = 1024, dropout: float = 0.0):
         super().__init__()
@@ -65,14 +66,16 @@ class MLP(Module):
         self.dim_input = dim_input
 
         self.time_features = SinusoidalEmbedding(self.NUM_TIME_FEATURES)
-        self.time_embed = nn.Sequential(
-            nn.Linear(self.NUM_TIME_FEATURES, width),
+        self.time_modulation = nn.Sequential(
+            nn.Linear(self.NUM_TIME_FEATURES, self.NUM_TIME_FEATURES),
             nn.SiLU(),
-            nn.Linear(width, width),
+            nn.Linear(self.NUM_TIME_FEATURES, self.NUM_MODULATIONS * width),
         )
-        self.cond_embed = nn.Linear(dim_cond, width)
-        # shift, scale and gate of every block, shift and scale of the last norm: one product for all
-        self.to_modulation = nn.Linear(width, (3 * depth + 2) * width)
+        self.cond_modulation = nn.Sequential(
+            nn.Linear(dim_cond, width),
+            nn.SiLU(),
+            nn.Linear(width, self.NUM_MODULATIONS * width),
+        )
 
         self.proj_in = nn.Linear(dim_input, width)
         self.blocks = ModuleList([ResidualBlock(width, dropout) for _ in range(depth)])
@@ -84,8 +87,11 @@ class MLP(Module):
                 nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)
         # every block starts as the identity, the network as zero
-        nn.init.zeros_(self.to_modulation.weight)
+        nn.init.zeros_(self.time_modulation[-1].weight)
+        nn.init.zeros_(self.cond_modulation[-1].weight)
         nn.init.zeros_(self.proj_out.weight)
+        with torch.no_grad():  # scales start at one
+            self.cond_modulation[-1].bias.view(self.NUM_MODULATIONS, width)[[1, 4]] = 1
 
     @property
     def dtype(self) -> torch.dtype:
@@ -96,15 +102,22 @@ class MLP(Module):
         return self.denoise(noised, self.modulate(times, cond))
 
     def modulate(self, times: Tensor, cond: Tensor) -> Tensor:
-        """All shifts, scales and gates for `times` (…) and `cond` (… dim_cond): (… modulations width)."""
-        time = self.time_embed(self.time_features(times).to(self.dtype))
-        modulation = self.to_modulation(F.silu(time + self.cond_embed(cond.to(self.dtype))))
-        return modulation.unflatten(-1, (3 * len(self.blocks) + 2, -1))
+        """The modulation for `times` (…) and `cond` (… dim_cond), which broadcast against each other: (… modulations width)."""
+        return self.modulate_time(times) + self.modulate_cond(cond)
+
+    def modulate_time(self, times: Tensor) -> Tensor:
+        """The part of the modulation for `times` (…): (… modulations width)."""
+        features = self.time_features(times.to(self.proj_in.weight.device)).to(self.dtype)
+        return self.time_modulation(features).unflatten(-1, (self.NUM_MODULATIONS, -1))
+
+    def modulate_cond(self, cond: Tensor) -> Tensor:
+        """The part of the modulation for `cond` (… dim_cond): (… modulations width)."""
+        return self.cond_modulation(cond.to(self.dtype)).unflatten(-1, (self.NUM_MODULATIONS, -1))
 
     def denoise(self, noised: Tensor, modulation: Tensor) -> Tensor:
-        """`noised` (… d) under a `modulation` from `modulate`, to (… d)."""
-        *for_blocks, shift, scale = modulation.unbind(dim=-2)
+        """`noised` (… d) under a `modulation` (… modulations width), to (… d)."""
+        shift, scale, gate, last_shift, last_scale = modulation.unbind(dim=-2)
         x = self.proj_in(noised.to(self.dtype))
-        for i, block in enumerate(self.blocks):
-            x = block(x, *for_blocks[3 * i : 3 * i + 3])
-        return self.proj_out(self.norm_out(x) * (1 + scale) + shift)
+        for block in self.blocks:
+            x = block(x, shift, scale, gate)
+        return self.proj_out(torch.addcmul(last_shift, self.norm_out(x), last_scale))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from einops import rearrange
-from torch import Generator, Tensor
+from torch import Tensor
 from torch.nn import Module
 
 from autoregressive_diffusion_pytorch.autoregressive import Autoregressive, AutoregressiveDiffusion, AutoregressiveFlow
@@ -82,17 +84,24 @@ class ImageAutoregressive(Module, Pretrained):
             noised = tokens.lerp(torch.randn_like(tokens), share)
         return self.model(tokens, noised_seq=noised, loss_reduction=loss_reduction)
 
-    def sample(
-        self,
-        batch_size: int = 1,
-        *,
-        num_steps: int | None = None,
-        temperature: float = 1.0,
-        generator: Generator | None = None,
-        progress: bool = False,
-    ) -> Tensor:
+    def sample(self, batch_size: int = 1, *, compile: bool = False, progress: bool = False, **sampler_kwargs) -> Tensor:
         """Draws images (b c h w) with values in [0, 1]. Arguments as of `Autoregressive.sample`."""
-        tokens = self.model.sample(batch_size, num_steps=num_steps, temperature=temperature, generator=generator, progress=progress)
+        return self._to_images(self.model.sample(batch_size, compile=compile, progress=progress, **sampler_kwargs))
+
+    def stream(self, batch_size: int = 1, *, compile: bool = False, **sampler_kwargs) -> Iterator[Tensor]:
+        """The images of `sample`, (b c h w), after each patch; grey where nothing is drawn yet. Arguments as of `sample`."""
+        tokens = self.model.stream(batch_size, compile=compile, **sampler_kwargs)
+        return self._grow(tokens)
+
+    def _grow(self, tokens: Iterator[Tensor]) -> Iterator[Tensor]:
+        seq = None
+        for i, token in enumerate(tokens):
+            if seq is None:
+                seq = token.new_zeros(len(token), self.model.max_seq_len, self.model.dim_input)
+            seq[:, i] = token
+            yield self._to_images(seq)
+
+    def _to_images(self, tokens: Tensor) -> Tensor:
         return (unpatchify(tokens, self.patch_size, self.image_size) / 2 + 0.5).clamp(0, 1)
 
 

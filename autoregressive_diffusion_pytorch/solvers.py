@@ -8,11 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from math import sqrt
+from math import inf, log, sqrt
 from typing import TypeVar
 
 State = TypeVar("State")  # a tensor, or a plain number
 Field = Callable[[State, float], State]
+
+
+def karras_schedule(num_levels: int, sigma_min: float, sigma_max: float, rho: float) -> list[float]:
+    """Noise levels falling from `sigma_max` to `sigma_min`: eq. 5 of Karras et al. 2022, but for its last level, 0."""
+    top, bottom = sigma_max ** (1 / rho), sigma_min ** (1 / rho)
+    ramp = (i / max(num_levels - 1, 1) for i in range(num_levels))
+    return [(top + t * (bottom - top)) ** rho for t in ramp]
 
 
 def euler(velocity: Field, x: State, times: Sequence[float]) -> State:
@@ -31,6 +38,77 @@ def midpoint(velocity: Field, x: State, times: Sequence[float]) -> State:
     return x
 
 
+def heun(velocity: Field, x: State, times: Sequence[float]) -> State:
+    """Second order: two evaluations a step, at its start and at its end."""
+    for time, next_time in pairwise(times):
+        step = next_time - time
+        slope = velocity(x, time)
+        next_slope = velocity(x + step * slope, next_time)
+        x = x + 0.5 * step * (slope + next_slope)
+    return x
+
+
+def dpmpp_2m(
+    denoise: Field,
+    x: State,
+    times: Sequence[float],
+    *,
+    alpha: Callable[[float], float],
+    sigma: Callable[[float], float],
+) -> State:
+    """DPM-Solver++(2M), second order with one evaluation a step: Algorithm 2 of Lu et al. 2022 (https://arxiv.org/abs/2211.01095).
+
+    The state at a time is `alpha · data + sigma · noise`. In lambda = ln(alpha / sigma) the linear part of its equation is solved
+    exactly, and the denoised state extrapolated from the last two evaluations. Where lambda is infinite (no data at the start, no
+    noise at the end) nothing can be extrapolated: such a step is of first order, exact for a denoised state that does not change.
+
+    Args:
+        denoise: the denoised state at `(x, time)`.
+        alpha, sigma: share of the data and of the noise at a time.
+    """
+
+    def half_log_snr(time: float) -> float:
+        if alpha(time) == 0:
+            return -inf
+        return log(alpha(time) / sigma(time)) if sigma(time) > 0 else inf
+
+    last_step, last_denoised = inf, None
+    for time, next_time in pairwise(times):
+        step = half_log_snr(next_time) - half_log_snr(time)
+        denoised = denoise(x, time)
+        estimate = denoised
+        if step < inf and last_step < inf:
+            estimate = denoised + step / (2 * last_step) * (denoised - last_denoised)
+        shrink = sigma(next_time) / sigma(time)
+        x = shrink * x + (alpha(next_time) - alpha(time) * shrink) * estimate
+        last_step, last_denoised = step, denoised
+    return x
+
+
+def euler_maruyama(
+    drift: Field,
+    x: State,
+    times: Sequence[float],
+    *,
+    diffusion: Callable[[float], float],
+    noise: Callable[[], State],
+) -> State:
+    """For a stochastic equation, dx = drift · dt + diffusion · dW: an Euler step and noise of the step's variance.
+
+    The last step adds none: it would stay in the result.
+
+    Args:
+        diffusion: the size of the noise at a time.
+        noise: draws unit noise of the state's shape.
+    """
+    for time, next_time in pairwise(times):
+        step = next_time - time
+        x = x + step * drift(x, time)
+        if next_time != times[-1]:
+            x = x + diffusion(time) * sqrt(step) * noise()
+    return x
+
+
 def stochastic_heun(
     denoise: Field,
     x: State,
@@ -39,7 +117,7 @@ def stochastic_heun(
     noise: Callable[[], State],
     S_churn: float = 0.0,
     S_tmin: float = 0.0,
-    S_tmax: float = float("inf"),
+    S_tmax: float = inf,
     S_noise: float = 1.0,
 ) -> State:
     """Algorithm 2 of Karras et al. 2022; with `S_churn = 0` it is their deterministic Algorithm 1.
@@ -71,11 +149,11 @@ def stochastic_heun(
     return x
 
 
-def visited_times(solver: Callable[[Field, float], float]) -> list[float]:
-    """The times at which `solver(field, x)` evaluates its field, in order.
+def visited_times(solver: Callable[[Field], float]) -> list[float]:
+    """The times at which `solver(field)` evaluates its field, in order; it starts from a plain number.
 
     A solver's grid does not depend on the state, so a dry run on a plain number tells, before the first real step, everything
-    that the network will be asked: what depends only on time and condition can then be computed for all steps at once.
+    that the network will be asked: what depends only on the time can then be computed for all steps at once.
     """
     times = []
 
@@ -83,5 +161,5 @@ def visited_times(solver: Callable[[Field, float], float]) -> list[float]:
         times.append(time)
         return 0.0
 
-    solver(record, 0.0)
+    solver(record)
     return times

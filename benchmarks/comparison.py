@@ -11,14 +11,13 @@ are forward, backward and Adam on the same images in the same order; the loss is
 
 import argparse
 import contextlib
-import json
-import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+
+from worker import OURS, Worker, serve
 
 IMAGE_SIZE, PATCH_SIZE, DIM, BATCH_SIZE = 128, 16, 512, 16
 CLASSES = {"diffusion": "ImageAutoregressiveDiffusion", "flow": "ImageAutoregressiveFlow"}
@@ -26,8 +25,7 @@ STEPS_A_TURN = 4
 
 
 def work(head: str, images_file: str) -> None:
-    """A worker: reads requests from stdin, a line each, and answers with lines of JSON."""
-    answers, sys.stdout = sys.stdout, sys.stderr  # the peer prints while it samples
+    """A worker of one head."""
     import torch
 
     import autoregressive_diffusion_pytorch as package
@@ -60,31 +58,16 @@ def work(head: str, images_file: str) -> None:
     def size() -> dict:
         return dict(parameters=sum(p.numel() for p in model.parameters()))
 
-    for line in sys.stdin:
-        print(json.dumps(dict(train=train, sample=sample, size=size)[line.strip()]()), file=answers, flush=True)
-
-
-class Worker:
-    def __init__(self, head: str, images_file: str, path: str):
-        command = [sys.executable, "-W", "ignore", __file__, "--work", head, images_file]
-        environment = os.environ | dict(PYTHONPATH=path)
-        self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment
-        )
-
-    def ask(self, request: str) -> dict:
-        print(request, file=self.process.stdin, flush=True)
-        answer = self.process.stdout.readline()
-        if not answer:
-            raise RuntimeError(f"a worker ended: {self.process.args}")
-        return json.loads(answer)
+    serve(train=train, sample=sample, size=size)
 
 
 def compare(args: argparse.Namespace, images_file: str, stack: contextlib.ExitStack) -> None:
-    sides = {"peer": args.peer, "ours": str(Path(__file__).parents[1])}
-    workers = {(side, head): Worker(head, images_file, path) for head in CLASSES for side, path in sides.items()}
+    sides = {"peer": Path(args.peer), "ours": OURS}
+    workers = {
+        (side, head): Worker(__file__, ["--work", head, images_file], path) for head in CLASSES for side, path in sides.items()
+    }
     for worker in workers.values():
-        stack.callback(worker.process.kill)
+        stack.callback(worker.close)
 
     losses, steps, samples = ({key: [] for key in workers} for _ in range(3))
     for _ in range(args.steps // STEPS_A_TURN):

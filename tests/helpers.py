@@ -16,7 +16,7 @@ def stir(module: Module, amount: float = 0.1) -> Module:
 
 
 class FormulaNet(Module):
-    """Stands in for the denoiser of a head: a formula of the noised token, the time and the condition."""
+    """Stands in for the denoiser of a head: a formula of the noised token, the time and the condition (of width 1)."""
 
     def __init__(self, dim_input: int, formula):
         super().__init__()
@@ -24,8 +24,13 @@ class FormulaNet(Module):
         self.formula = formula
 
     def modulate(self, times: Tensor, cond: Tensor) -> Tensor:
-        cond = cond.expand(*torch.broadcast_shapes(times.shape, cond.shape[:-1]), cond.shape[-1])
-        return torch.cat((times.expand(cond.shape[:-1])[..., None], cond), dim=-1)
+        return self.modulate_time(times) + self.modulate_cond(cond)
+
+    def modulate_time(self, times: Tensor) -> Tensor:
+        return torch.stack((times, torch.zeros_like(times)), dim=-1)
+
+    def modulate_cond(self, cond: Tensor) -> Tensor:
+        return torch.cat((torch.zeros_like(cond), cond), dim=-1)
 
     def denoise(self, noised: Tensor, modulation: Tensor) -> Tensor:
         return self.formula(noised, modulation[..., :1], modulation[..., 1:])

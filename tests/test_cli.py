@@ -3,10 +3,11 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from click.testing import CliRunner
 from PIL import Image
 
-from autoregressive_diffusion_pytorch import ImageTrainer
+from autoregressive_diffusion_pytorch import ImageAutoregressiveFlow, ImageTrainer
 from autoregressive_diffusion_pytorch.cli import main
 from autoregressive_diffusion_pytorch.image_trainer import best_precision
 
@@ -71,6 +72,44 @@ def test_samples_follow_the_seed_and_the_checkpoint(call):
     assert pixels[0] == pixels[1]
     assert pixels[0] != pixels[2]
     assert pixels[0] != pixels[3]
+
+
+def test_sampling_options_reach_the_sampler(call, monkeypatch):
+    succeeded(call("train", *TINY))
+    seen = {}
+
+    def sample(model, batch_size, **options):
+        seen.update(options, dtype=next(model.parameters()).dtype)
+        return torch.zeros(batch_size, 1, 8, 8)
+
+    monkeypatch.setattr(ImageAutoregressiveFlow, "sample", sample)
+    succeeded(call("sample", "runs/digits", "--count", 1))
+    assert (seen["solver"], seen["num_steps"], seen["compile"], seen["dtype"]) == (None, None, False, torch.float32)
+    succeeded(
+        call(
+            "sample",
+            "runs/digits",
+            "--count",
+            1,
+            "--solver",
+            "heun",
+            "--steps",
+            3,
+            "--temperature",
+            0.5,
+            "--compile",
+            "--precision",
+            "bf16",
+        )
+    )
+    assert (seen["solver"], seen["num_steps"], seen["compile"], seen["dtype"]) == ("heun", 3, True, torch.bfloat16)
+    assert seen["temperature"] == 0.5
+    monkeypatch.undo()
+
+
+def test_an_unknown_solver_is_told(call):
+    succeeded(call("train", *TINY))
+    assert "solver must be one of 'euler'" in failed(call("sample", "runs/digits", "--solver", "rk4"))
 
 
 def test_trains_on_a_folder(call, flowers, tmp_path):

@@ -25,36 +25,44 @@ def test_output_depends_on_each_input(what):
     assert (difference.abs().amax(dim=-1) > 1e-3).all()
 
 
-def test_a_modulation_for_many_times_at_once_is_each_of_them():
+def test_modulations_of_time_and_condition_are_made_apart():
     net = stir(small_mlp()).double()
     noised, cond = torch.randn(3, 4).double(), torch.randn(3, 6).double()
     times = torch.rand(7)
-    together = net.modulate(times[:, None], cond)
-    assert together.shape[:2] == (7, 3)
-    for time, modulation in zip(times, together, strict=True):
+    of_times, of_cond = net.modulate_time(times), net.modulate_cond(cond)
+    for time, of_time in zip(times, of_times, strict=True):
         one = net(noised, times=time.expand(3), cond=cond)
-        torch.testing.assert_close(net.denoise(noised, modulation), one)
+        torch.testing.assert_close(net.denoise(noised, of_time + of_cond), one)
 
 
 def test_matches_the_equations_of_adaptive_layer_norm():
-    net = stir(small_mlp(depth=1)).double()
+    net = stir(small_mlp(depth=2)).double()
     noised, times, cond = torch.randn(4).double(), torch.rand(()), torch.randn(6).double()
 
     def norm(x):
         return (x - x.mean()) / (x.var(unbiased=False) + 1e-6).sqrt()
 
+    def mlp(layers, x):
+        lower, *_, upper = layers
+        return upper(torch.nn.functional.silu(lower(x)))
+
     angles = times * 1000 * 10_000 ** (-torch.arange(128) / 128)
     features = torch.cat((angles.cos(), angles.sin())).double()
-    silu = torch.nn.functional.silu
-    first, _, second = net.time_embed
-    c = silu(second(silu(first(features))) + net.cond_embed(cond))
-    shift, scale, gate, last_shift, last_scale = net.to_modulation(c).chunk(5)
+    modulation = mlp(net.time_modulation, features) + mlp(net.cond_modulation, cond)
+    shift, scale, gate, last_shift, last_scale = modulation.chunk(5)
     x = net.proj_in(noised)
-    lower, _, _, upper = net.blocks[0].mlp
-    x = x + gate * upper(silu(lower(norm(x) * (1 + scale) + shift)))
-    expected = net.proj_out(norm(x) * (1 + last_scale) + last_shift)
+    for block in net.blocks:
+        x = x + gate * mlp(block.mlp, norm(x) * scale + shift)
+    expected = net.proj_out(norm(x) * last_scale + last_shift)
 
     torch.testing.assert_close(net(noised, times=times, cond=cond), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_scales_start_at_one_and_shifts_and_gates_at_zero():
+    net = small_mlp()
+    modulation = net.modulate(torch.rand(3), torch.randn(3, 6))
+    assert torch.equal(modulation[0, :, 0], torch.tensor([0.0, 1.0, 0.0, 0.0, 1.0]))
+    assert torch.equal(modulation, modulation[:1, :, :1].expand_as(modulation))
 
 
 def test_all_parameters_get_a_gradient():

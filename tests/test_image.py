@@ -114,6 +114,19 @@ def test_same_seed_same_images(model_class):
 
 
 @models
+def test_a_stream_shows_the_growing_images(model_class):
+    model = small_model(model_class, image_size=(8, 12))
+    sample = model.sample(2, generator=torch.Generator().manual_seed(1))
+    pictures = list(model.stream(2, generator=torch.Generator().manual_seed(1)))
+    assert len(pictures) == 6
+    assert torch.equal(pictures[-1], sample)
+    # after four patches: a row of three and the first of the next, and grey
+    assert torch.equal(pictures[3][:, :, :4], sample[:, :, :4])
+    assert torch.equal(pictures[3][:, :, 4:, :4], sample[:, :, 4:, :4])
+    assert (pictures[3][:, :, 4:, 4:] == 0.5).all()
+
+
+@models
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [

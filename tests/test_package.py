@@ -34,7 +34,7 @@ def test_models_come_without_torchvision_and_accelerate():
 
 # the floors of the house: a room imports only from those below it
 FLOORS = [
-    {"checks", "solvers", "pretrained"},
+    {"checks", "solvers", "pretrained", "compilation"},
     {"denoiser", "backbone", "image_dataset"},
     {"heads", "image_trainer"},
     {"autoregressive"},

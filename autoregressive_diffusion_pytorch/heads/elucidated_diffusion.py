@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -14,7 +15,9 @@ from torch import Tensor
 from autoregressive_diffusion_pytorch.checks import check_above_zero
 from autoregressive_diffusion_pytorch.denoiser import MLP
 from autoregressive_diffusion_pytorch.heads.head import Head
-from autoregressive_diffusion_pytorch.solvers import stochastic_heun, visited_times
+from autoregressive_diffusion_pytorch.solvers import Field, State, dpmpp_2m, euler, karras_schedule, midpoint, stochastic_heun
+
+ODE_SOLVERS = {"euler": euler, "midpoint": midpoint}
 
 
 class ElucidatedDiffusion(Head):
@@ -22,21 +25,27 @@ class ElucidatedDiffusion(Head):
 
     Args:
         net: the denoiser, F of Table 1.
-        num_sample_steps: N of eq. 5; a step is two evaluations of the network, the last one is one.
-        sigma_min, sigma_max, rho: the sampling schedule, eq. 5.
+        solver: "dpmpp_2m" or "euler" (one evaluation of the network a step), "midpoint" (two), or "heun" (two, the last step one:
+            Algorithm 1, and with `S_churn` above 0 the stochastic Algorithm 2). By default "heun" if `S_churn` is above 0, else
+            "dpmpp_2m".
+        num_sample_steps: N of eq. 5; by default `NUM_SAMPLE_STEPS` of the solver.
+        sigma_min, sigma_max, rho: the sampling schedule, eq. 5. "dpmpp_2m" ends at `sigma_min`, the others at 0.
         sigma_data: standard deviation of the tokens' entries.
         P_mean, P_std: mean and standard deviation of ln(sigma) in training.
-        S_churn, S_tmin, S_tmax, S_noise: the stochastic sampler, Algorithm 2; with `S_churn = 0` it is Algorithm 1.
+        S_churn, S_tmin, S_tmax, S_noise: of the stochastic sampler, Algorithm 2.
         clamp_during_sampling: hold the denoised token in [-1, 1] while sampling (never while training, where it would cut
             the gradient): for data known to lie there.
         num_noise_draws: noise draws for each token and training step.
     """
 
+    NUM_SAMPLE_STEPS: ClassVar = dict(euler=32, midpoint=16, heun=32, dpmpp_2m=6)
+
     def __init__(
         self,
         net: MLP,
         *,
-        num_sample_steps: int = 32,
+        solver: Literal["euler", "midpoint", "heun", "dpmpp_2m"] | None = None,
+        num_sample_steps: int | None = None,
         sigma_min: float = 0.002,
         sigma_max: float = 80.0,
         sigma_data: float = 0.5,
@@ -50,12 +59,16 @@ class ElucidatedDiffusion(Head):
         clamp_during_sampling: bool = False,
         num_noise_draws: int = 1,
     ):
-        super().__init__(net, num_sample_steps=num_sample_steps, num_noise_draws=num_noise_draws)
+        if not S_churn >= 0:
+            raise ValueError(f"S_churn must be at least 0, got {S_churn}")
+        if S_churn > 0 and solver not in (None, "heun"):
+            raise ValueError(f"S_churn above 0 needs the solver 'heun', got {solver!r}")
+        if solver is None:
+            solver = "heun" if S_churn > 0 else "dpmpp_2m"
+        super().__init__(net, solver=solver, num_sample_steps=num_sample_steps, num_noise_draws=num_noise_draws)
         if not 0 < sigma_min < sigma_max:
             raise ValueError(f"sigma_min and sigma_max must be 0 < sigma_min < sigma_max, got {sigma_min} and {sigma_max}")
         check_above_zero(sigma_data=sigma_data, rho=rho, P_std=P_std)
-        if not S_churn >= 0:
-            raise ValueError(f"S_churn must be at least 0, got {S_churn}")
 
         self.sigma_min = sigma_min
         self.sigma_max = sigma_max
@@ -103,23 +116,23 @@ class ElucidatedDiffusion(Head):
 
     # sampling
 
-    def schedule(self, num_steps: int) -> list[float]:
-        """The `num_steps` falling noise levels of eq. 5, and a last one of 0."""
-        top, bottom = self.sigma_max ** (1 / self.rho), self.sigma_min ** (1 / self.rho)
-        ramp = (i / max(num_steps - 1, 1) for i in range(num_steps))
-        return [*((top + t * (bottom - top)) ** self.rho for t in ramp), 0.0]
+    def network_time(self, times: Tensor) -> Tensor:
+        return self.c_noise(times)
 
-    def draw(self, cond: Tensor, num_steps: int, noise: Callable[[], Tensor]) -> Tensor:
-        sigmas = self.schedule(num_steps)
-        churn = dict(S_churn=self.S_churn, S_tmin=self.S_tmin, S_tmax=self.S_tmax, S_noise=self.S_noise)
-        solver = partial(stochastic_heun, sigmas=sigmas, **churn)
+    def evaluate(self, x: Tensor, time: float, modulation: Tensor) -> Tensor:
+        denoised = self.denoised(x, time, modulation)
+        return denoised.clamp(-1, 1) if self.clamp_during_sampling else denoised
 
-        visited = torch.tensor(visited_times(partial(solver, noise=float)), device=cond.device)
-        times = self.c_noise(visited).view(-1, *(1 for _ in cond.shape[:-1]))
-        modulations = iter(self.net.modulate(times, cond))
-
-        def denoise(x: Tensor, sigma: float) -> Tensor:
-            x = self.denoised(x, sigma, next(modulations))
-            return x.clamp(-1, 1) if self.clamp_during_sampling else x
-
-        return solver(denoise, sigmas[0] * noise(), noise=noise)
+    def integrate(self, denoise: Field, *, noise: Callable[[], State], num_steps: int, solver: str) -> State:
+        schedule = partial(karras_schedule, sigma_min=self.sigma_min, sigma_max=self.sigma_max, rho=self.rho)
+        x = self.sigma_max * noise()
+        if solver == "dpmpp_2m":
+            # it ends at sigma_min: from there to 0 it would take an evaluation that changes next to nothing
+            x = dpmpp_2m(denoise, x, schedule(num_steps + 1), alpha=lambda sigma: 1.0, sigma=lambda sigma: sigma)
+            return x.clamp(-1, 1) if self.clamp_during_sampling and isinstance(x, Tensor) else x
+        sigmas = [*schedule(num_steps), 0.0]
+        if solver == "heun":
+            churn = dict(S_churn=self.S_churn, S_tmin=self.S_tmin, S_tmax=self.S_tmax, S_noise=self.S_noise)
+            return stochastic_heun(denoise, x, sigmas, noise=noise, **churn)
+        # eq. 1, with time as the noise level and eq. 3 for the score
+        return ODE_SOLVERS[solver](lambda x, sigma: (x - denoise(x, sigma)) / sigma, x, sigmas)

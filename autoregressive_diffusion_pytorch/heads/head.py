@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import ClassVar
 
 import torch
 from torch import Generator, Tensor
 from torch.nn import Module
 
-from autoregressive_diffusion_pytorch.checks import check_positive_int
+from autoregressive_diffusion_pytorch.checks import check_choice, check_positive_int
+from autoregressive_diffusion_pytorch.compilation import compiled
 from autoregressive_diffusion_pytorch.denoiser import MLP
+from autoregressive_diffusion_pytorch.solvers import Field, State, visited_times
 
 
 class Head(Module, ABC):
@@ -21,15 +25,21 @@ class Head(Module, ABC):
 
     Args:
         net: the denoiser.
-        num_sample_steps: steps of the sampler, unless `sample` is told another number.
+        solver: name of the sampler's solver, unless `sample` is told another: one of `NUM_SAMPLE_STEPS`.
+        num_sample_steps: its steps; by default as many as `NUM_SAMPLE_STEPS` has for the solver.
         num_noise_draws: independent noise draws for each token and training step. More of them train the head better for the
             same pass through the backbone (Li et al. 2024 use 4).
     """
 
-    def __init__(self, net: MLP, *, num_sample_steps: int, num_noise_draws: int):
+    NUM_SAMPLE_STEPS: ClassVar[dict[str, int]]  # the solvers of the head, each with the steps that it takes by default
+
+    def __init__(self, net: MLP, *, solver: str, num_sample_steps: int | None, num_noise_draws: int):
         super().__init__()
+        check_choice("solver", solver, self.NUM_SAMPLE_STEPS)
+        num_sample_steps = self.NUM_SAMPLE_STEPS[solver] if num_sample_steps is None else num_sample_steps
         check_positive_int(num_sample_steps=num_sample_steps, num_noise_draws=num_noise_draws)
         self.net = net
+        self.solver = solver
         self.num_sample_steps = num_sample_steps
         self.num_noise_draws = num_noise_draws
 
@@ -46,44 +56,93 @@ class Head(Module, ABC):
         return self.losses(draws, cond).mean(dim=0)
 
     @torch.no_grad()
-    def sample(
-        self,
-        cond: Tensor,
-        *,
-        num_steps: int | None = None,
-        temperature: float = 1.0,
-        generator: Generator | None = None,
-    ) -> Tensor:
-        """Draws one token for each condition, `(… dim) -> (… d)`.
-
-        Args:
-            cond: the conditions.
-            num_steps: steps of the sampler, at least 1; by default the head's `num_sample_steps`.
-            temperature: factor on every noise that the sampler draws, at least 0. A Gaussian's standard deviation is
-                multiplied by just this factor; 1 changes nothing, 0 is deterministic.
-            generator: source of randomness, on any device; by default torch's global one.
+    def sample(self, cond: Tensor, **kwargs) -> Tensor:
+        """Draws one token for each condition, `(… dim) -> (… d)`. Further arguments as of `sampler`.
 
         Returns:
             Tokens in single precision or the condition's, whichever is higher: so is the sampler's state.
         """
-        num_steps = self.num_sample_steps if num_steps is None else num_steps
+        return self.sampler(**kwargs)(cond)
+
+    @torch.no_grad()
+    def sampler(
+        self,
+        *,
+        num_steps: int | None = None,
+        solver: str | None = None,
+        temperature: float = 1.0,
+        generator: Generator | None = None,
+        compile: bool = False,
+    ) -> Callable[[Tensor], Tensor]:
+        """A function that draws one token for each condition, `(… dim) -> (… d)`, for many calls with the same arguments.
+
+        All that depends on the schedule alone is computed here, once. It holds for the weights as they now are.
+
+        Args:
+            num_steps: steps of the solver, at least 1; by default the head's `num_sample_steps` or, where another solver than the
+                head's is asked for, that solver's number in `NUM_SAMPLE_STEPS`.
+            solver: name of the solver, by default the head's.
+            temperature: factor on every noise that the sampler draws, at least 0. A Gaussian's standard deviation is
+                multiplied by just this factor; 1 changes nothing, 0 is deterministic.
+            generator: source of randomness, on any device; by default torch's global one.
+            compile: compile the loop over the steps with `torch.compile` (on CUDA: one captured graph), where that is possible.
+        """
+        if num_steps is None:
+            num_steps = self.num_sample_steps if solver in (None, self.solver) else self.NUM_SAMPLE_STEPS.get(solver, 1)
+        solver = self.solver if solver is None else solver
         check_positive_int(num_steps=num_steps)
+        check_choice("solver", solver, self.NUM_SAMPLE_STEPS)
         if not temperature >= 0:
             raise ValueError(f"temperature must be at least 0, got {temperature}")
+
+        # a dry run on plain numbers: the times that the solver will ask for, and how often it will draw noise
+        draws = []
+        times = visited_times(partial(self.integrate, noise=lambda: draws.append(1) or 0.0, num_steps=num_steps, solver=solver))
+        time_modulations = self.net.modulate_time(self.network_time(torch.tensor(times)))
+        run = self._run
+        if compile:
+            cuda = time_modulations.device.type == "cuda"
+            run = compiled(run, fullgraph=True, mode="reduce-overhead" if cuda else None)
+
+        def draw(cond: Tensor) -> Tensor:
+            noises = (temperature * self._unit_noise(cond, generator) for _ in draws)
+            if not compile:
+                return run(cond, noises, time_modulations, num_steps, solver)
+            # a captured graph has its noise before it starts, and writes every result to the same place
+            return run(cond, list(noises), time_modulations, num_steps, solver).clone()
+
+        return draw
+
+    def _unit_noise(self, cond: Tensor, generator: Generator | None) -> Tensor:
         shape = (*cond.shape[:-1], self.net.dim_input)
         dtype = torch.promote_types(cond.dtype, torch.float32)
         source = cond.device if generator is None else generator.device
+        return torch.randn(shape, generator=generator, device=source, dtype=dtype).to(cond.device)
 
-        def noise() -> Tensor:
-            drawn = torch.randn(shape, generator=generator, device=source, dtype=dtype)
-            return temperature * drawn.to(cond.device)
-
-        return self.draw(cond, num_steps, noise)
+    def _run(self, cond: Tensor, noises: Iterable[Tensor], time_modulations: Tensor, num_steps: int, solver: str) -> Tensor:
+        """Draws a token for each condition. `time_modulations` has those of all evaluations, in their order."""
+        cond_modulation = self.net.modulate_cond(cond)
+        modulations = (time_modulation + cond_modulation for time_modulation in time_modulations.unbind())
+        noises = iter(noises)
+        return self.integrate(
+            lambda x, time: self.evaluate(x, time, next(modulations)),
+            noise=lambda: next(noises),
+            num_steps=num_steps,
+            solver=solver,
+        )
 
     @abstractmethod
     def losses(self, tokens: Tensor, cond: Tensor) -> Tensor:
         """The loss of each token at one noise draw: tokens `(k … d)` and conditions `(… dim)` to `(k …)`."""
 
     @abstractmethod
-    def draw(self, cond: Tensor, num_steps: int, noise: Callable[[], Tensor]) -> Tensor:
-        """Runs the sampler: conditions `(… dim)` to tokens `(… d)`, all randomness from `noise() -> (… d)`."""
+    def network_time(self, times: Tensor) -> Tensor:
+        """A solver's times, as the network is told them."""
+
+    @abstractmethod
+    def evaluate(self, x: Tensor, time: float, modulation: Tensor) -> Tensor:
+        """What the solvers integrate, at `x` (… d): one evaluation of the network."""
+
+    @abstractmethod
+    def integrate(self, evaluate: Field, *, noise: Callable[[], State], num_steps: int, solver: str) -> State:
+        """Runs a solver from noise to tokens; all randomness comes from `noise`. The state may be a plain number."""

@@ -7,8 +7,8 @@ High-Resolution Image Synthesis", Esser et al. 2024 (https://arxiv.org/abs/2403.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
-from typing import Literal
+from math import sqrt
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -16,9 +16,9 @@ from torch import Tensor
 from autoregressive_diffusion_pytorch.checks import check_above_zero, check_choice
 from autoregressive_diffusion_pytorch.denoiser import MLP
 from autoregressive_diffusion_pytorch.heads.head import Head
-from autoregressive_diffusion_pytorch.solvers import euler, midpoint, visited_times
+from autoregressive_diffusion_pytorch.solvers import Field, State, dpmpp_2m, euler, euler_maruyama, heun, karras_schedule, midpoint
 
-SOLVERS = {"euler": euler, "midpoint": midpoint}
+ODE_SOLVERS = {"euler": euler, "midpoint": midpoint, "heun": heun}
 TIME_DISTRIBUTIONS = ("uniform", "logit_normal")
 
 
@@ -29,8 +29,10 @@ class RectifiedFlow(Head):
 
     Args:
         net: the denoiser.
-        num_sample_steps: steps of the solver from time 0 to 1, evenly spaced.
-        solver: "euler" (one evaluation of the network a step) or "midpoint" (two).
+        solver: "dpmpp_2m" or "euler" (one evaluation of the network a step), "midpoint" or "heun" (two), or "euler_maruyama" (one,
+            with fresh noise at each step).
+        num_sample_steps: steps of the solver from time 0 to 1; by default `NUM_SAMPLE_STEPS` of the solver. The times are even, but
+            those of "dpmpp_2m" are denser towards the data.
         model_output_clean: the network gives the clean token, from which the velocity follows, instead of the velocity itself. The
             token is preconditioned as the denoised one of Karras et al. 2022: `token = c_skip(t) · x_t + c_out(t) · network`, so
             that input and target of the network have unit variance at all times.
@@ -41,12 +43,14 @@ class RectifiedFlow(Head):
         num_noise_draws: noise draws for each token and training step.
     """
 
+    NUM_SAMPLE_STEPS: ClassVar = dict(euler=32, midpoint=16, heun=16, dpmpp_2m=6, euler_maruyama=32)
+
     def __init__(
         self,
         net: MLP,
         *,
-        num_sample_steps: int = 16,
-        solver: Literal["euler", "midpoint"] = "midpoint",
+        solver: Literal["euler", "midpoint", "heun", "dpmpp_2m", "euler_maruyama"] = "dpmpp_2m",
+        num_sample_steps: int | None = None,
         model_output_clean: bool = True,
         sigma_data: float = 0.5,
         time_distribution: Literal["uniform", "logit_normal"] = "uniform",
@@ -54,12 +58,10 @@ class RectifiedFlow(Head):
         logit_std: float = 1.0,
         num_noise_draws: int = 1,
     ):
-        super().__init__(net, num_sample_steps=num_sample_steps, num_noise_draws=num_noise_draws)
-        check_choice("solver", solver, SOLVERS)
+        super().__init__(net, solver=solver, num_sample_steps=num_sample_steps, num_noise_draws=num_noise_draws)
         check_choice("time_distribution", time_distribution, TIME_DISTRIBUTIONS)
         check_above_zero(sigma_data=sigma_data, logit_std=logit_std)
 
-        self.solver = solver
         self.model_output_clean = model_output_clean
         self.sigma_data = sigma_data
         self.time_distribution = time_distribution
@@ -104,8 +106,30 @@ class RectifiedFlow(Head):
         # Liu et al. 2022, eq. 1: the velocity of the straight path is data minus noise everywhere on it
         return (self.velocity(noised, times[..., None], modulation) - (tokens - noise)).square().mean(dim=-1)
 
-    def draw(self, cond: Tensor, num_steps: int, noise: Callable[[], Tensor]) -> Tensor:
-        solver = partial(SOLVERS[self.solver], times=[i / num_steps for i in range(num_steps + 1)])
-        times = torch.tensor(visited_times(solver), device=cond.device).view(-1, *(1 for _ in cond.shape[:-1]))
-        modulations = iter(self.net.modulate(times, cond))
-        return solver(lambda x, time: self.velocity(x, time, next(modulations)), noise())
+    # sampling
+
+    def network_time(self, times: Tensor) -> Tensor:
+        return times
+
+    def evaluate(self, x: Tensor, time: float, modulation: Tensor) -> Tensor:
+        return self.velocity(x, time, modulation)
+
+    def integrate(self, velocity: Field, *, noise: Callable[[], State], num_steps: int, solver: str) -> State:
+        if solver == "dpmpp_2m":
+            # its times follow the noise levels (1 - t) / t of Karras et al. 2022, but for the first: it is noise alone. It ends at
+            # the lowest level: from there to 0 it would take an evaluation that changes next to nothing
+            sigmas = karras_schedule(num_steps + 1, sigma_min=0.002, sigma_max=80.0, rho=7.0)
+            times = [0.0, *(1 / (1 + sigma) for sigma in sigmas[1:])]
+            # on the straight path, x_t + (1 - t) · velocity is the clean token
+            x = dpmpp_2m(lambda x, t: x + (1 - t) * velocity(x, t), noise(), times, alpha=lambda t: t, sigma=lambda t: 1 - t)
+            return x / times[-1]
+        times = [i / num_steps for i in range(num_steps + 1)]
+        if solver == "euler_maruyama":
+            # Song et al. 2021 (https://arxiv.org/abs/2011.13456), eq. 13: with diffusion² / 2 times the score added to the
+            # velocity, noise leaves the distribution at each time as it is. The score is -E[noise | x_t] / (1 - t), where
+            # E[noise | x_t] = x_t - t · velocity; a diffusion of sqrt(2 (1 - t)) cancels what is singular at time 1 (one of the
+            # choices of Ma et al. 2024, https://arxiv.org/abs/2401.08740)
+            return euler_maruyama(
+                lambda x, t: (1 + t) * velocity(x, t) - x, noise(), times, diffusion=lambda t: sqrt(2 * (1 - t)), noise=noise
+            )
+        return ODE_SOLVERS[solver](velocity, noise(), times)

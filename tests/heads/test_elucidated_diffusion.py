@@ -1,5 +1,4 @@
 import math
-from itertools import pairwise
 
 import pytest
 import torch
@@ -72,30 +71,39 @@ def test_noise_levels_of_training_are_log_normal(monkeypatch):
     assert_std(ln_sigma, 1.6)
 
 
-@pytest.mark.parametrize("S_churn", [0.0, 40.0])
+@pytest.mark.parametrize(
+    ("kwargs", "num_steps"),
+    [
+        (dict(solver="euler"), 800),
+        (dict(solver="midpoint"), 100),
+        (dict(solver="heun"), 100),
+        (dict(solver="dpmpp_2m"), 100),
+        (dict(S_churn=40.0, S_noise=1.0), 100),
+    ],
+    ids=["euler", "midpoint", "heun", "dpmpp_2m", "stochastic-heun"],
+)
 @pytest.mark.parametrize("temperature", [1.0, 0.5])
-def test_sampler_with_the_ideal_denoiser(S_churn, temperature):
-    head = gaussian_head(0.3, 0.8, S_churn=S_churn, S_noise=1.0, num_sample_steps=100)
+def test_sampler_with_the_ideal_denoiser(kwargs, num_steps, temperature):
+    head = gaussian_head(0.3, 0.8, num_sample_steps=num_steps, **kwargs)
     samples = head.sample(torch.zeros(20_000, 1), temperature=temperature)
     # from the finite sigma_max a share of the mean, std / sigma_max, is missing: 0.3 · 0.8 / 80
     assert_mean(samples, 0.3, extra=0.003)
     assert_std(samples, 0.8 * temperature, extra=0.002)
 
 
-def test_schedule():
-    head = ElucidatedDiffusion(MLP(6, 4, depth=1, width=8), sigma_min=0.01, sigma_max=50.0, rho=5.0)
-    sigmas = head.schedule(7)
-    assert len(sigmas) == 8
-    assert sigmas[0] == pytest.approx(50.0)
-    assert sigmas[6] == pytest.approx(0.01)
-    assert sigmas[7] == 0.0
-    roots = [sigma**0.2 for sigma in sigmas[:7]]
-    steps = [a - b for a, b in pairwise(roots)]
-    assert steps == pytest.approx([steps[0]] * 6)
+def test_the_solver_is_stochastic_if_there_is_churn():
+    def head(**kwargs):
+        return ElucidatedDiffusion(MLP(6, 4, depth=1, width=8), **kwargs)
+
+    assert head().solver == "dpmpp_2m"
+    assert head(S_churn=1.0).solver == "heun"
+    assert head(S_churn=1.0).num_sample_steps == ElucidatedDiffusion.NUM_SAMPLE_STEPS["heun"]
+    with pytest.raises(ValueError, match="S_churn above 0 needs the solver 'heun', got 'euler'"):
+        head(S_churn=1.0, solver="euler")
 
 
 def test_one_step_is_a_denoised_token_from_the_highest_level():
-    head = stir(ElucidatedDiffusion(MLP(6, 4, depth=2, width=16)))
+    head = stir(ElucidatedDiffusion(MLP(6, 4, depth=2, width=16), solver="euler"))
     cond = torch.randn(3, 6)
     sample = head.sample(cond, num_steps=1, generator=torch.Generator().manual_seed(0))
     noise = 80.0 * torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
@@ -122,6 +130,7 @@ def test_clamping_holds_samples_but_never_the_training():
         (dict(rho=-1.0), "rho must be above 0, got -1.0"),
         (dict(P_std=0.0), "P_std must be above 0, got 0.0"),
         (dict(S_churn=-1.0), "S_churn must be at least 0, got -1.0"),
+        (dict(solver="euler_maruyama"), "solver must be one of 'euler', 'midpoint', 'heun', 'dpmpp_2m', got 'euler_maruyama'"),
     ],
 )
 def test_bad_constants(kwargs, message):

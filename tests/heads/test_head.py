@@ -89,6 +89,59 @@ def test_temperature_zero_is_deterministic(head_class, kwargs):
 
 
 @heads
+def test_a_sampler_for_many_calls_draws_what_single_samples_are(head_class, kwargs):
+    head = stir(make_head(head_class, kwargs))
+    conds = torch.randn(4, 3, 6)
+    for arguments in (dict(num_steps=3), dict(solver="midpoint"), dict(temperature=0.5)):
+        one, other = (torch.Generator().manual_seed(0) for _ in range(2))
+        draw = head.sampler(generator=one, **arguments)
+        for cond in conds:
+            assert torch.equal(draw(cond), head.sample(cond, generator=other, **arguments))
+
+
+@heads
+def test_the_network_is_asked_for_its_modulations_once(head_class, kwargs, monkeypatch):
+    # of the times once for all tokens, of the condition once a token; only `denoise` runs at each evaluation
+    head = stir(make_head(head_class, kwargs))
+    calls = dict.fromkeys(("modulate_time", "modulate_cond", "denoise"), 0)
+
+    def counted(name, function):
+        def call(*args):
+            calls[name] += 1
+            return function(*args)
+
+        return call
+
+    for name in calls:
+        monkeypatch.setattr(head.net, name, counted(name, getattr(head.net, name)))
+    draw = head.sampler(solver="midpoint", num_steps=5)
+    for _ in range(3):
+        draw(torch.randn(2, 6))
+    assert calls == dict(modulate_time=1, modulate_cond=3, denoise=3 * 2 * 5)
+
+
+@heads
+def test_number_of_steps_suits_the_solver(head_class, kwargs, monkeypatch):
+    head = stir(make_head(head_class, kwargs | dict(num_sample_steps=7)))
+    seen = []
+    integrate = head.integrate
+    monkeypatch.setattr(head, "integrate", lambda *args, **options: seen.append(options) or integrate(*args, **options))
+
+    def steps(**arguments):
+        head.sample(torch.randn(2, 6), **arguments)
+        return seen[-1]["solver"], seen[-1]["num_steps"]
+
+    assert steps() == (head.solver, 7)
+    assert steps(solver=head.solver) == (head.solver, 7)
+    assert steps(num_steps=5) == (head.solver, 5)
+    for solver, num_steps in head_class.NUM_SAMPLE_STEPS.items():
+        if solver != head.solver:
+            assert steps(solver=solver) == (solver, num_steps)
+            assert steps(solver=solver, num_steps=2) == (solver, 2)
+            assert make_head(head_class, dict(solver=solver)).num_sample_steps == num_steps
+
+
+@heads
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 def test_sampler_state_is_never_below_single_precision(head_class, kwargs, dtype):
     head = stir(make_head(head_class, kwargs)).to(dtype)
@@ -117,6 +170,7 @@ def test_bfloat16_samples_are_near_those_of_single_precision(head_class, kwargs)
         (dict(num_steps=2.5), "num_steps must be a whole number of at least 1, got 2.5"),
         (dict(temperature=-0.1), "temperature must be at least 0, got -0.1"),
         (dict(temperature=float("nan")), "temperature must be at least 0, got nan"),
+        (dict(solver="rk4"), "solver must be one of 'euler', 'midpoint', 'heun', 'dpmpp_2m'.*, got 'rk4'"),
     ],
 )
 def test_bad_sampling_arguments(head_class, kwargs, arguments, message):
@@ -142,7 +196,7 @@ def samplers(head):
     """The trained head, and the same with the stochastic sampler where it has one."""
     yield head
     if isinstance(head, ElucidatedDiffusion):
-        head.S_churn = 10.0
+        head.solver, head.S_churn = "heun", 10.0
         yield head
 
 

@@ -22,11 +22,12 @@ def gaussian_head(mean, std, model_output_clean=False, **kwargs):
     def formula(noised, times, cond):
         if not model_output_clean:
             return ideal_velocity(noised, times, mean, std)
-        # the network of clean = c_skip · x_t + c_out · network, for the clean token x_t + (1 - t) · velocity
+        # the network of clean = c_skip · x_t + c_out · network, for the clean token x_t + (1 - t) · velocity; a factor of 1 - t in
+        # clean - c_skip · x_t and in c_out is cancelled, as some solvers ask for time 1
         variance = (1 - times) ** 2 + times**2 * SIGMA_DATA**2
         noised = variance.sqrt() * noised
-        clean = noised + (1 - times) * ideal_velocity(noised, times, mean, std)
-        return (clean - times * SIGMA_DATA**2 / variance * noised) / ((1 - times) * SIGMA_DATA / variance.sqrt())
+        over_one_minus_t = ideal_velocity(noised, times, mean, std) + ((1 - times) - times * SIGMA_DATA**2) / variance * noised
+        return over_one_minus_t / (SIGMA_DATA / variance.sqrt())
 
     return RectifiedFlow(FormulaNet(2, formula), model_output_clean=model_output_clean, sigma_data=SIGMA_DATA, **kwargs)
 
@@ -94,11 +95,11 @@ def test_preconditioning_keeps_variances_at_one():
     torch.testing.assert_close(residual / head.c_out(t) ** 2, torch.ones(4).double())
 
 
-@pytest.mark.parametrize("solver", ["euler", "midpoint"])
+@pytest.mark.parametrize("solver", ["euler", "midpoint", "heun", "dpmpp_2m", "euler_maruyama"])
 @pytest.mark.parametrize("model_output_clean", [False, True])
 @pytest.mark.parametrize("temperature", [1.0, 0.5])
 def test_sampler_with_the_ideal_velocity(solver, model_output_clean, temperature):
-    steps = dict(euler=400, midpoint=100)[solver]
+    steps = dict(euler=400, euler_maruyama=400).get(solver, 100)
     head = gaussian_head(0.3, 0.6, model_output_clean, solver=solver, num_sample_steps=steps)
     samples = head.sample(torch.zeros(20_000, 1), temperature=temperature)
     # the error of the solver itself
@@ -131,7 +132,10 @@ def test_times_are_spread_as_asked():
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        (dict(solver="heun2"), "solver must be one of 'euler', 'midpoint', got 'heun2'"),
+        (
+            dict(solver="heun2"),
+            "solver must be one of 'euler', 'midpoint', 'heun', 'dpmpp_2m', 'euler_maruyama', got 'heun2'",
+        ),
         (dict(time_distribution="cosine"), "time_distribution must be one of 'uniform', 'logit_normal', got 'cosine'"),
         (dict(sigma_data=0.0), "sigma_data must be above 0, got 0.0"),
         (dict(logit_std=0.0), "logit_std must be above 0, got 0.0"),

@@ -1,0 +1,238 @@
+"""Quality of samples: version 0.4.0 of the package and this library, trained for the same time on the same images.
+
+    pip install --target PEER autoregressive-diffusion-pytorch==0.4.0 --no-deps
+    pip install --target PEER einx torchdiffeq
+    python benchmarks/quality.py --peer PEER --images FOLDER --distance 'python frechet.py' --folder runs/quality
+
+Each model is trained on images of 32 × 32 pixels in patches of 4, by its own library's trainer: version 0.4.0 with its trainer's
+defaults (fp32, 16 images a step), this library by `ardiff train`. Then each draws samples at its own default steps, and ours also
+at four times as many. With `--curve`, ours are drawn by every solver at several numbers of steps instead, and `--plot FILE` draws
+the curves of distance against evaluations of the network for each token (needs matplotlib).
+
+The distance is any command that takes two files of images (n h w 3, 8 bit, .npy), real and generated ones, and prints a number.
+What is in the folder already is not trained or drawn again.
+"""
+
+import argparse
+import json
+import re
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from worker import OURS, Worker, serve
+
+IMAGE_SIZE, PATCH_SIZE = 32, 4
+HEADS = {"diffusion": "ImageAutoregressiveDiffusion", "flow": "ImageAutoregressiveFlow"}
+SIZES = dict(dim=256, depth=6)  # of the transformer; both sides
+BATCH_SIZE = 250  # of sampling
+CURVE_STEPS = [4, 6, 8, 12, 16, 32]
+EVALUATIONS_A_STEP = dict(midpoint=2, heun=2)
+
+
+class TimeIsUp(Exception):
+    pass
+
+
+class UntilDeadline:
+    """A dataset that ends the training which reads it."""
+
+    def __init__(self, dataset, minutes: float):
+        self.dataset = dataset
+        self.deadline = time.monotonic() + 60 * minutes
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index):
+        if time.monotonic() > self.deadline:
+            raise TimeIsUp
+        return self.dataset[index]
+
+
+def work_as_peer(head: str) -> None:
+    """A worker with version 0.4.0."""
+    import torch
+
+    import autoregressive_diffusion_pytorch as package
+
+    torch.manual_seed(0)
+    model = getattr(package, HEADS[head])(model=SIZES, image_size=IMAGE_SIZE, patch_size=PATCH_SIZE)
+
+    def train(images: str, minutes: float, weights: str) -> dict:
+        dataset = package.ImageDataset(images, IMAGE_SIZE)
+        trainer = package.ImageTrainer(
+            model,
+            dataset=UntilDeadline(dataset, minutes),
+            num_train_steps=10**9,
+            save_results_every=10**9,
+            checkpoint_every=10**9,
+            checkpoints_folder=Path(weights).with_suffix(""),
+            results_folder=Path(weights).with_suffix(""),
+        )
+        try:
+            trainer()
+        except TimeIsUp:
+            pass
+        steps = int(trainer.ema_model.step)
+        torch.save(dict(steps=steps, raw=model.state_dict(), averaged=trainer.ema_model.ema_model.state_dict()), weights)
+        return {}
+
+    def draw(weights: str, kind: str, count: int, file: str) -> dict:
+        saved = torch.load(weights, weights_only=True)
+        model.load_state_dict(saved[kind])
+        return dict(_draw(model, count, file), steps=saved["steps"])
+
+    serve(train=train, draw=draw)
+
+
+def work_as_ours(head: str) -> None:
+    """A worker with this library."""
+    import autoregressive_diffusion_pytorch as package
+    from autoregressive_diffusion_pytorch.image_trainer import newest_checkpoint
+
+    def draw(run: str, count: int, file: str, **kwargs: str | int) -> dict:
+        checkpoint = newest_checkpoint(Path(run) / "checkpoints")
+        model = getattr(package, HEADS[head]).from_pretrained(checkpoint)
+        solver = kwargs.pop("solver", model.model.head.solver)
+        num_steps = kwargs.pop("num_steps", model.model.head.NUM_SAMPLE_STEPS[solver])
+        drawn = _draw(model, count, file, solver=solver, num_steps=num_steps)
+        return dict(drawn, steps=int(checkpoint.suffix[1:]), solver=solver, num_steps=num_steps)
+
+    serve(draw=draw)
+
+
+def _draw(model, count: int, file: str, **kwargs) -> dict:
+    import numpy as np
+    import torch
+
+    torch.manual_seed(1)
+    started = time.perf_counter()
+    images = [model.sample(batch_size=min(BATCH_SIZE, count - start), **kwargs) for start in range(0, count, BATCH_SIZE)]
+    seconds = time.perf_counter() - started
+    images = torch.cat(images).clamp(0, 1).permute(0, 2, 3, 1).mul(255).round().byte()
+    np.save(file, images.numpy())
+    return dict(seconds=seconds)
+
+
+class Results:
+    """Distances of what was drawn, kept in a file of the folder."""
+
+    def __init__(self, args: argparse.Namespace):
+        self.args = args
+        self.file = args.folder / f"distances.{args.count}.json"
+        self.rows = json.loads(self.file.read_text()) if self.file.exists() else {}
+
+    def add(self, name: str, worker: Worker, **request) -> dict:
+        if name not in self.rows:
+            file = self.args.folder / "samples.npy"
+            row = worker.ask("draw", count=self.args.count, file=str(file), **request)
+            command = [*shlex.split(self.args.distance), str(self.args.folder / "real.npy"), str(file)]
+            printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+            row["distance"] = float(re.search(r"\d+\.\d+", printed)[0])
+            self.rows[name] = row
+            self.file.write_text(json.dumps(self.rows, indent=2))
+        row = self.rows[name]
+        print(f"{name:32}{row['steps']:15}{1000 * row['seconds'] / self.args.count:14.0f}{row['distance']:10.3f}", flush=True)
+        return row
+
+
+def save_real(args: argparse.Namespace) -> None:
+    import numpy as np
+
+    from autoregressive_diffusion_pytorch import ImageDataset
+
+    dataset = ImageDataset(args.images, IMAGE_SIZE)
+    images = [dataset[i].permute(1, 2, 0).mul(255).round().byte().numpy() for i in range(len(dataset))]
+    np.save(args.folder / "real.npy", np.stack(images))
+
+
+def compare(args: argparse.Namespace, results: Results) -> None:
+    for head in HEADS:
+        if args.peer:
+            weights = args.folder / f"peer-{head}.pt"
+            worker = Worker(__file__, ["--work", "peer", head], args.peer)
+            if not weights.exists():
+                worker.ask("train", images=str(args.images), minutes=args.minutes, weights=str(weights))
+            for kind in ("raw", "averaged"):
+                results.add(f"0.4.0, {head}, {kind} weights", worker, weights=str(weights), kind=kind)
+            worker.close()
+        run = train_ours(args, head)
+        worker = Worker(__file__, ["--work", "ours", head], OURS)
+        default = results.add(f"ours, {head}", worker, run=str(run))
+        results.add(f"ours, {head}, 4 x the steps", worker, run=str(run), num_steps=4 * default["num_steps"])
+        worker.close()
+
+
+def train_ours(args: argparse.Namespace, head: str) -> Path:
+    run = args.folder / head
+    if not run.exists():
+        sizes = [f"--{name}={value}" for name, value in (SIZES | dict(image_size=IMAGE_SIZE, patch_size=PATCH_SIZE)).items()]
+        options = [*(size.replace("_", "-") for size in sizes), "--head", head, "--run", str(run), "--sample-every", str(10**9)]
+        command = [Path(sys.executable).with_name("ardiff"), "train", str(args.images), "--minutes", str(args.minutes), *options]
+        subprocess.run(command, check=True, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    return run
+
+
+def draw_curves(args: argparse.Namespace, results: Results) -> None:
+    from autoregressive_diffusion_pytorch import ElucidatedDiffusion, RectifiedFlow
+
+    curves = {}
+    for head, head_class in dict(diffusion=ElucidatedDiffusion, flow=RectifiedFlow).items():
+        worker = Worker(__file__, ["--work", "ours", head], OURS)
+        for solver in head_class.NUM_SAMPLE_STEPS:
+            cost = EVALUATIONS_A_STEP.get(solver, 1)
+            for evaluations in CURVE_STEPS:
+                name = f"{head}, {solver}, {evaluations} evaluations"
+                row = results.add(name, worker, run=str(args.folder / head), solver=solver, num_steps=evaluations // cost)
+                curves.setdefault(head, {}).setdefault(solver, []).append((evaluations, row["distance"]))
+        worker.close()
+    if args.plot:
+        plot(curves, args.plot)
+
+
+def plot(curves: dict, file: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, len(curves), figsize=(9, 3.6), sharey=True, layout="constrained")
+    for axis, (head, solvers) in zip(axes, curves.items(), strict=True):
+        for solver, points in solvers.items():
+            axis.plot(*zip(*points, strict=True), marker="o", markersize=4, label=solver)
+        axis.set(title=f"{head} head", xlabel="evaluations of the head's network for each token", xscale="log", yscale="log")
+        axis.set_xticks(CURVE_STEPS, map(str, CURVE_STEPS))
+        axis.minorticks_off()
+        axis.legend()
+    axes[0].set_ylabel("distance to the real images")
+    figure.savefig(file, dpi=120)
+
+
+def main() -> None:
+    if sys.argv[1:2] == ["--work"]:
+        side, head = sys.argv[2:]
+        (work_as_peer if side == "peer" else work_as_ours)(head)
+        return
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", required=True, type=Path, metavar="FOLDER", help="images to train on")
+    parser.add_argument("--distance", required=True, metavar="COMMAND", help="measures the distance of two files of images")
+    parser.add_argument("--folder", required=True, type=Path, metavar="FOLDER", help="for the trained models and the results")
+    parser.add_argument("--peer", type=Path, metavar="DIR", help="where version 0.4.0 is installed; without it, only ours")
+    parser.add_argument("--minutes", type=float, default=7.0, help="of training, for each model")
+    parser.add_argument("--count", type=int, default=2000, help="samples for each figure")
+    parser.add_argument("--curve", action="store_true", help="every solver at several numbers of steps")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="picture of the curves")
+    args = parser.parse_args()
+
+    args.folder.mkdir(parents=True, exist_ok=True)
+    if not (args.folder / "real.npy").exists():
+        save_real(args)
+    print(f"{'':32}{'training steps':>15}{'ms an image':>14}{'distance':>10}")
+    (draw_curves if args.curve else compare)(args, Results(args))
+
+
+if __name__ == "__main__":
+    main()

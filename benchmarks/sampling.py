@@ -1,0 +1,231 @@
+"""Sampling: version 0.4.0 of the package, this library, and the cached transformer alone, in one run.
+
+    pip install --target PEER autoregressive-diffusion-pytorch==0.4.0 --no-deps
+    pip install --target PEER einx torchdiffeq
+    python benchmarks/sampling.py --peer PEER
+
+The models have the arguments of the README's trainer example and random weights, and sample at each side's own defaults. Three
+tables: seconds a batch on 128 × 128 pixels (64 tokens of 768 numbers); the growth with the number of tokens; the growth with the
+number of steps. "transformer" is the time of the cached transformer's steps alone, "head / transformer" the head's time in units
+of it. Memory is the most that was held above what the model holds at rest. Each version lives in a process of its own; they take
+turns, and the figures are medians. All of it is also written as JSON, with `--json`.
+"""
+
+import argparse
+import contextlib
+import json
+import re
+import statistics
+import sys
+import time
+from pathlib import Path
+
+from worker import OURS, Worker, serve
+
+PATCH_SIZE, DIM = 16, 512
+CLASSES = {"diffusion": "ImageAutoregressiveDiffusion", "flow": "ImageAutoregressiveFlow"}
+
+
+def work(side: str, head: str, device: str, dtype: str, compile: str) -> None:
+    """A worker of one head."""
+    import torch
+
+    import autoregressive_diffusion_pytorch as package
+
+    options = {} if side == "peer" or compile == "no" else dict(compile=True)
+
+    def make(num_tokens: int):
+        torch.manual_seed(0)
+        image_size = PATCH_SIZE * round(num_tokens**0.5)
+        model = getattr(package, CLASSES[head])(model=dict(dim=DIM), image_size=image_size, patch_size=PATCH_SIZE)
+        return model.to(device, getattr(torch, dtype)).eval()
+
+    models = {}  # one at a time: the largest would be at rest in the memory of all
+
+    def model_of(num_tokens: int):
+        if num_tokens not in models:
+            models.clear()
+            models[num_tokens] = make(num_tokens)
+        return models[num_tokens]
+
+    def timed(function, *args, **kwargs) -> dict:
+        synchronize = torch.cuda.synchronize if device == "cuda" else lambda: None
+        memory = CudaMemory() if device == "cuda" else ProcessMemory()
+        synchronize()
+        started = time.perf_counter()
+        function(*args, **kwargs)
+        synchronize()
+        return dict(seconds=time.perf_counter() - started, megabytes=memory.growth() / 2**20)
+
+    def sample(batch_size: int, num_tokens: int, num_steps: int | None = None) -> dict:
+        model = model_of(num_tokens)
+        return timed(model.sample, batch_size=batch_size, **options, **({} if num_steps is None else dict(num_steps=num_steps)))
+
+    def transformer(batch_size: int, num_tokens: int) -> dict:
+        backbone = model_of(num_tokens).model.backbone
+        embeds = torch.randn(batch_size, 1, DIM, device=device, dtype=getattr(torch, dtype))
+
+        @torch.no_grad()
+        def run() -> None:
+            state = None
+            for _ in range(num_tokens):
+                _, state = backbone.step(embeds, state)
+
+        return timed(run)
+
+    serve(sample=sample, transformer=transformer)
+
+
+class ProcessMemory:
+    """How far the resident memory of this process rises above what it is now; on Linux, elsewhere nothing is known."""
+
+    def __init__(self):
+        with contextlib.suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
+        self.at_rest = self.read("VmRSS")
+
+    def read(self, name: str) -> float:
+        try:
+            return 1024 * int(re.search(rf"{name}:\s*(\d+) kB", Path("/proc/self/status").read_text())[1])
+        except (OSError, TypeError):
+            return float("nan")
+
+    def growth(self) -> float:
+        return self.read("VmHWM") - self.at_rest
+
+
+class CudaMemory:
+    """How far the memory on the GPU rises above what it is now."""
+
+    def __init__(self):
+        import torch
+
+        torch.cuda.reset_peak_memory_stats()
+        self.at_rest = torch.cuda.memory_allocated()
+
+    def growth(self) -> float:
+        import torch
+
+        return torch.cuda.max_memory_allocated() - self.at_rest
+
+
+def medians(answers: list[dict]) -> dict:
+    return {name: statistics.median(answer[name] for answer in answers) for name in answers[0]}
+
+
+def against_the_peer(workers: dict, args: argparse.Namespace, head: str) -> list[dict]:
+    """Seconds a batch, for each batch size."""
+    rows = []
+    for batch_size in args.batch_sizes:
+        questions = {("ours", "sample"): [], ("ours", "transformer"): []}
+        if "peer" in workers:
+            questions["peer", "sample"] = []
+        for repeat in range(args.repeats + 1):
+            for (side, what), answers in questions.items():
+                answer = workers[side].ask(what, batch_size=batch_size, num_tokens=64)
+                if repeat > 0:  # the first warms up
+                    answers.append(answer)
+        figures = {key: medians(answers) for key, answers in questions.items()}
+        ours, alone = figures["ours", "sample"], figures["ours", "transformer"]
+        peer = figures.get(("peer", "sample"), {})
+        rows.append(
+            dict(
+                head=head,
+                batch_size=batch_size,
+                peer=peer.get("seconds"),
+                ours=ours["seconds"],
+                transformer=alone["seconds"],
+                peer_over_ours=peer and peer["seconds"] / ours["seconds"],
+                ours_over_transformer=ours["seconds"] / alone["seconds"],
+                head_over_transformer=ours["seconds"] / alone["seconds"] - 1,
+                megabytes=ours["megabytes"],
+                peer_megabytes=peer.get("megabytes"),
+            )
+        )
+    return rows
+
+
+def growth_with_tokens(worker: Worker, args: argparse.Namespace, head: str) -> list[dict]:
+    rows = []
+    for num_tokens in args.tokens:
+        turns = [
+            [worker.ask(what, batch_size=1, num_tokens=num_tokens) for what in ("sample", "transformer")]
+            for _ in range(args.repeats)
+        ]
+        whole, alone = medians([turn[0] for turn in turns]), medians([turn[1] for turn in turns])
+        rows.append(
+            dict(
+                head=head,
+                tokens=num_tokens,
+                ours=whole["seconds"],
+                transformer=alone["seconds"],
+                head_milliseconds_a_token=1000 * (whole["seconds"] - alone["seconds"]) / num_tokens,
+                megabytes=whole["megabytes"],
+            )
+        )
+    return rows
+
+
+def growth_with_steps(worker: Worker, args: argparse.Namespace, head: str) -> list[dict]:
+    rows = []
+    for num_steps in args.steps:
+        answers = [worker.ask("sample", batch_size=16, num_tokens=64, num_steps=num_steps) for _ in range(args.repeats)]
+        rows.append(dict(head=head, steps=num_steps, ours=medians(answers)["seconds"], megabytes=medians(answers)["megabytes"]))
+    return rows
+
+
+def print_table(title: str, rows: list[dict]) -> None:
+    print(f"\n{title}")
+    cells = [[name.replace("_over_", " / ").replace("_", " ") for name in rows[0]]]
+    for row in rows:
+        cells.append(
+            ["-" if not v else v if isinstance(v, str) else f"{v:d}" if isinstance(v, int) else f"{v:.2f}" for v in row.values()]
+        )
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    for line in cells:
+        print("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)), flush=True)
+
+
+def main() -> None:
+    if sys.argv[1:2] == ["--work"]:
+        work(*sys.argv[2:])
+        return
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--peer", type=Path, metavar="DIR", help="where version 0.4.0 is installed; without it, only ours")
+    parser.add_argument("--heads", nargs="+", choices=CLASSES, default=list(CLASSES))
+    parser.add_argument("--batch-sizes", nargs="*", type=int, default=[1, 16, 64])
+    parser.add_argument("--tokens", nargs="*", type=int, default=[64, 256, 1024], help="numbers of tokens, squares")
+    parser.add_argument("--steps", nargs="*", type=int, default=[4, 16, 64], help="numbers of steps")
+    parser.add_argument("--repeats", type=int, default=3, help="timed runs of each")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="type of the weights, of ours")
+    parser.add_argument("--compile", choices=["no", "yes"], default="no", help="whether ours is compiled")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the tables here")
+    args = parser.parse_args()
+
+    tables = {"against the peer, seconds a batch": [], "tokens, batch of 1": [], "steps, batch of 16": []}
+    for head in args.heads:
+        with contextlib.ExitStack() as stack:
+            sides = {"ours": (OURS, args.dtype), **({"peer": (args.peer, "float32")} if args.peer else {})}
+            workers = {
+                side: Worker(__file__, ["--work", side, head, args.device, dtype, args.compile], path)
+                for side, (path, dtype) in sides.items()
+            }
+            for worker in workers.values():
+                stack.callback(worker.close)
+            sections = (
+                against_the_peer(workers, args, head),
+                growth_with_tokens(workers["ours"], args, head),
+                growth_with_steps(workers["ours"], args, head),
+            )
+            for rows, section in zip(tables.values(), sections, strict=True):
+                rows += section
+    for title, rows in tables.items():
+        if rows:
+            print_table(title, rows)
+    if args.json:
+        args.json.write_text(json.dumps(tables, indent=2))
+
+
+if __name__ == "__main__":
+    main()
