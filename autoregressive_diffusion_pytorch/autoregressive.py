@@ -6,8 +6,7 @@ variant: p(x) is the product over i of p(x_i | z_i), z_i = f(x_1 … x_{i-1}) (t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
 from typing import Literal
 
 import torch
@@ -20,27 +19,8 @@ from autoregressive_diffusion_pytorch.checks import check_choice, check_positive
 from autoregressive_diffusion_pytorch.compilation import compiled
 from autoregressive_diffusion_pytorch.denoiser import MLP
 from autoregressive_diffusion_pytorch.heads import ElucidatedDiffusion, Head, RectifiedFlow
+from autoregressive_diffusion_pytorch.modes import inference
 from autoregressive_diffusion_pytorch.pretrained import Pretrained
-
-
-@contextmanager
-def inference(modules: Sequence[Module]) -> Iterator[None]:
-    """Evaluation mode and torch's inference mode inside the block; after it all is as it was, each module in its own mode."""
-    training = [module for module in modules if module.training]
-    for module in training:
-        module.training = False
-    try:
-        with torch.inference_mode():
-            yield
-    finally:
-        for module in training:
-            module.training = True
-        # some parts of x-transformers keep a tensor for later (ALiBi its biases), and one of inference mode would spoil training
-        with torch.inference_mode(False):
-            for module in modules:
-                for name, buffer in module._buffers.items():
-                    if buffer is not None and buffer.is_inference():
-                        module._buffers[name] = buffer.clone()
 
 
 class Autoregressive(Module, Pretrained):
@@ -143,7 +123,10 @@ class Autoregressive(Module, Pretrained):
     def stream(
         self, batch_size: int = 1, prompt: Tensor | None = None, *, compile: bool = False, **sampler_kwargs
     ) -> Iterator[Tensor]:
-        """The tokens that `sample` draws after the prompt, each (b d), as soon as it is drawn. Arguments as of `sample`."""
+        """The tokens that `sample` draws after the prompt, each (b d), as soon as it is drawn.
+
+        Arguments as of `sample`, but for `progress`.
+        """
         prompt, batch_size = self._check_prompt(prompt, batch_size)
         draw = self.head.sampler(compile=compile, **sampler_kwargs)
         step = self.backbone.step
@@ -162,7 +145,7 @@ class Autoregressive(Module, Pretrained):
                 cond, state = step(embeds, state)
                 token = draw(cond)
                 embeds = self._embed(token.unsqueeze(1))
-            yield token.clone()  # an ordinary tensor, that can be trained on
+            yield token.clone()  # no tensor of this block's inference mode: it can be trained on
 
     def _check_prompt(self, prompt: Tensor | None, batch_size: int) -> tuple[Tensor, int]:
         """The prompt, an empty one for none, in the type of the result, and the number of sequences."""

@@ -167,7 +167,11 @@ def resume(run_folder: Path, steps: int | None, minutes: float | None) -> None:
 @click.option("--temperature", type=click.FloatRange(0), default=1.0, show_default=True, help="Below 1 for less variety.")
 @click.option("--batch-size", type=click.IntRange(1), default=64, show_default=True, help="Images drawn at a time.")
 @click.option(
-    "--precision", type=click.Choice(["no", "bf16"]), default="no", show_default=True, help="bf16 rounds the weights: faster."
+    "--precision",
+    type=click.Choice(["no", "bf16"]),
+    default="no",
+    show_default=True,
+    help="bf16 rounds the weights: faster where the device has instructions for it.",
 )
 @click.option("--compile", is_flag=True, help="Compile the model first: takes minutes, and pays for many images.")
 @click.option("--seed", type=SEED, default=0, show_default=True, help="The same seed and batch size give the same images.")
@@ -205,9 +209,10 @@ def sample(
         model.to(torch.bfloat16)
     options = dict(solver=solver, num_steps=steps, temperature=temperature, compile=compile)
     try:
-        images = draw_images(model, count, batch_size=batch_size, seed=seed, progress=True, **options)
+        model.stream(**options)  # checks them
     except ValueError as error:
         raise click.ClickException(str(error)) from error
+    images = draw_images(model, count, batch_size=batch_size, seed=seed, progress=True, **options)
     save_image_grid(images, output)
     click.echo(output)
     if files:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from weakref import WeakSet
 
 import torch
+
+_failed = WeakSet()  # functions that are not tried again: a compiler may take minutes until it fails
 
 
 def compiled(function: Callable, **options) -> Callable:
@@ -16,21 +19,23 @@ def compiled(function: Callable, **options) -> Callable:
     Args:
         options: of `torch.compile`.
     """
-    run = torch.compile(function, **options)
+    plain = getattr(function, "__func__", function)
+    run = None
 
     def call(*args):
         nonlocal run
-        if run is not function:
-            try:
-                return run(*args)
-            except Exception as error:  # of the compiler, in one of its many classes; one of the function itself comes again
-                run = function
-                result = function(*args)
-                reason = " ".join(str(error).partition("\n\n")[0].split())
-                warnings.warn(
-                    f"torch.compile failed, going on without it: {type(error).__name__}: {reason}", RuntimeWarning, stacklevel=2
-                )
-                return result
-        return function(*args)
+        if plain in _failed:
+            return function(*args)
+        try:
+            run = run or torch.compile(function, **options)
+            return run(*args)
+        except Exception as error:  # of the compiler, in one of its many classes; one of the function itself comes again
+            result = function(*args)
+            _failed.add(plain)
+            reason = " ".join(str(error).partition("\n\n")[0].split())
+            warnings.warn(
+                f"torch.compile failed, going on without it: {type(error).__name__}: {reason}", RuntimeWarning, stacklevel=2
+            )
+            return result
 
     return call

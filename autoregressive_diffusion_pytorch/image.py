@@ -85,12 +85,15 @@ class ImageAutoregressive(Module, Pretrained):
         return self.model(tokens, noised_seq=noised, loss_reduction=loss_reduction)
 
     def sample(self, batch_size: int = 1, *, compile: bool = False, progress: bool = False, **sampler_kwargs) -> Tensor:
-        """Draws images (b c h w) with values in [0, 1]. Arguments as of `Autoregressive.sample`."""
-        return self._to_images(self.model.sample(batch_size, compile=compile, progress=progress, **sampler_kwargs))
+        """Draws images (b c h w) with values in [0, 1]. Arguments as of `Autoregressive.sample`, but for `prompt`."""
+        return self._to_images(self.model.sample(batch_size, None, compile=compile, progress=progress, **sampler_kwargs))
 
     def stream(self, batch_size: int = 1, *, compile: bool = False, **sampler_kwargs) -> Iterator[Tensor]:
-        """The images of `sample`, (b c h w), after each patch; grey where nothing is drawn yet. Arguments as of `sample`."""
-        tokens = self.model.stream(batch_size, compile=compile, **sampler_kwargs)
+        """The images of `sample`, (b c h w), after each patch; grey where nothing is drawn yet.
+
+        Arguments as of `sample`, but for `progress`.
+        """
+        tokens = self.model.stream(batch_size, None, compile=compile, **sampler_kwargs)
         return self._grow(tokens)
 
     def _grow(self, tokens: Iterator[Tensor]) -> Iterator[Tensor]:

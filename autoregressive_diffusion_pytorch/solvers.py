@@ -60,7 +60,8 @@ def dpmpp_2m(
 
     The state at a time is `alpha · data + sigma · noise`. In lambda = ln(alpha / sigma) the linear part of its equation is solved
     exactly, and the denoised state extrapolated from the last two evaluations. Where lambda is infinite (no data at the start, no
-    noise at the end) nothing can be extrapolated: such a step is of first order, exact for a denoised state that does not change.
+    noise at the end) nothing can be extrapolated: such a step, and the one after it, is of first order, exact for a denoised state
+    that does not change.
 
     Args:
         denoise: the denoised state at `(x, time)`.

@@ -17,10 +17,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from worker import OURS, Worker, serve
+from worker import CLASSES, OURS, Worker, serve
 
 IMAGE_SIZE, PATCH_SIZE, DIM, BATCH_SIZE = 128, 16, 512, 16
-CLASSES = {"diffusion": "ImageAutoregressiveDiffusion", "flow": "ImageAutoregressiveFlow"}
 STEPS_A_TURN = 4
 
 
@@ -102,6 +101,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=40, help="training steps of each model")
     parser.add_argument("--samples", type=int, default=3, help="samples of each model")
     args = parser.parse_args()
+    if args.steps < STEPS_A_TURN or args.steps % STEPS_A_TURN:
+        parser.error(f"--steps must be a multiple of {STEPS_A_TURN}, got {args.steps}")
 
     import torch
 

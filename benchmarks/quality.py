@@ -5,30 +5,32 @@
     python benchmarks/quality.py --peer PEER --images FOLDER --distance 'python frechet.py' --folder runs/quality
 
 Each model is trained on images of 32 × 32 pixels in patches of 4, by its own library's trainer: version 0.4.0 with its trainer's
-defaults (fp32, 16 images a step), this library by `ardiff train`. Then each draws samples at its own default steps, and ours also
-at four times as many. With `--curve`, ours are drawn by every solver at several numbers of steps instead, and `--plot FILE` draws
-the curves of distance against evaluations of the network for each token (needs matplotlib).
+defaults (fp32, 16 images a step), this library by `ardiff train`. The transformers have the same width and depth; all else is each
+side's default. Then each draws samples at its own default steps, and ours also at four times as many. With `--curve`, ours are
+drawn by every solver at several numbers of steps instead, and `--plot FILE` draws the curves of distance against evaluations of the
+network for each token (needs matplotlib).
 
 The distance is any command that takes two files of images (n h w 3, 8 bit, .npy), real and generated ones, and prints a number.
-What is in the folder already is not trained or drawn again.
+A folder is for one such comparison: what is in it already is not trained or drawn again.
 """
 
 import argparse
 import json
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
-from worker import OURS, Worker, serve
+from worker import CLASSES, OURS, Worker, environment, serve
 
 IMAGE_SIZE, PATCH_SIZE = 32, 4
-HEADS = {"diffusion": "ImageAutoregressiveDiffusion", "flow": "ImageAutoregressiveFlow"}
-SIZES = dict(dim=256, depth=6)  # of the transformer; both sides
+SIZES = dict(dim=256, depth=6)  # of the transformer, on both sides
 BATCH_SIZE = 250  # of sampling
-CURVE_STEPS = [4, 6, 8, 12, 16, 32]
+CURVE_EVALUATIONS = [4, 6, 8, 12, 24]
 EVALUATIONS_A_STEP = dict(midpoint=2, heun=2)
 
 
@@ -59,7 +61,7 @@ def work_as_peer(head: str) -> None:
     import autoregressive_diffusion_pytorch as package
 
     torch.manual_seed(0)
-    model = getattr(package, HEADS[head])(model=SIZES, image_size=IMAGE_SIZE, patch_size=PATCH_SIZE)
+    model = getattr(package, CLASSES[head])(model=SIZES, image_size=IMAGE_SIZE, patch_size=PATCH_SIZE)
 
     def train(images: str, minutes: float, weights: str) -> dict:
         dataset = package.ImageDataset(images, IMAGE_SIZE)
@@ -92,14 +94,17 @@ def work_as_ours(head: str) -> None:
     """A worker with this library."""
     import autoregressive_diffusion_pytorch as package
     from autoregressive_diffusion_pytorch.image_trainer import newest_checkpoint
+    from autoregressive_diffusion_pytorch.solvers import visited_times
 
     def draw(run: str, count: int, file: str, **kwargs: str | int) -> dict:
         checkpoint = newest_checkpoint(Path(run) / "checkpoints")
-        model = getattr(package, HEADS[head]).from_pretrained(checkpoint)
+        model = getattr(package, CLASSES[head]).from_pretrained(checkpoint)
         solver = kwargs.pop("solver", model.model.head.solver)
         num_steps = kwargs.pop("num_steps", model.model.head.NUM_SAMPLE_STEPS[solver])
         drawn = _draw(model, count, file, solver=solver, num_steps=num_steps)
-        return dict(drawn, steps=int(checkpoint.suffix[1:]), solver=solver, num_steps=num_steps)
+        integrate = partial(model.model.head.integrate, noise=float, num_steps=num_steps, solver=solver)
+        evaluations = len(visited_times(integrate))
+        return dict(drawn, steps=int(checkpoint.suffix[1:]), solver=solver, num_steps=num_steps, evaluations=evaluations)
 
     serve(draw=draw)
 
@@ -131,7 +136,7 @@ class Results:
             row = worker.ask("draw", count=self.args.count, file=str(file), **request)
             command = [*shlex.split(self.args.distance), str(self.args.folder / "real.npy"), str(file)]
             printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-            row["distance"] = float(re.search(r"\d+\.\d+", printed)[0])
+            row["distance"] = float(re.search(r"\d[\d.]*(e-?\d+)?", printed)[0])
             self.rows[name] = row
             self.file.write_text(json.dumps(self.rows, indent=2))
         row = self.rows[name]
@@ -150,7 +155,7 @@ def save_real(args: argparse.Namespace) -> None:
 
 
 def compare(args: argparse.Namespace, results: Results) -> None:
-    for head in HEADS:
+    for head in CLASSES:
         if args.peer:
             weights = args.folder / f"peer-{head}.pt"
             worker = Worker(__file__, ["--work", "peer", head], args.peer)
@@ -168,11 +173,14 @@ def compare(args: argparse.Namespace, results: Results) -> None:
 
 def train_ours(args: argparse.Namespace, head: str) -> Path:
     run = args.folder / head
-    if not run.exists():
+    if not (run / "checkpoints").exists():  # the one checkpoint is written at the end
+        shutil.rmtree(run, ignore_errors=True)
         sizes = [f"--{name}={value}" for name, value in (SIZES | dict(image_size=IMAGE_SIZE, patch_size=PATCH_SIZE)).items()]
         options = [*(size.replace("_", "-") for size in sizes), "--head", head, "--run", str(run), "--sample-every", str(10**9)]
-        command = [Path(sys.executable).with_name("ardiff"), "train", str(args.images), "--minutes", str(args.minutes), *options]
-        subprocess.run(command, check=True, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        options += ["--checkpoint-every", str(10**9)]
+        main = "from autoregressive_diffusion_pytorch.cli import main; main()"
+        command = [sys.executable, "-c", main, "train", str(args.images), "--minutes", str(args.minutes), *options]
+        subprocess.run(command, check=True, capture_output=True, env=environment(OURS))
     return run
 
 
@@ -181,13 +189,12 @@ def draw_curves(args: argparse.Namespace, results: Results) -> None:
 
     curves = {}
     for head, head_class in dict(diffusion=ElucidatedDiffusion, flow=RectifiedFlow).items():
+        run = train_ours(args, head)
         worker = Worker(__file__, ["--work", "ours", head], OURS)
         for solver in head_class.NUM_SAMPLE_STEPS:
-            cost = EVALUATIONS_A_STEP.get(solver, 1)
-            for evaluations in CURVE_STEPS:
-                name = f"{head}, {solver}, {evaluations} evaluations"
-                row = results.add(name, worker, run=str(args.folder / head), solver=solver, num_steps=evaluations // cost)
-                curves.setdefault(head, {}).setdefault(solver, []).append((evaluations, row["distance"]))
+            for num_steps in sorted({n // EVALUATIONS_A_STEP.get(solver, 1) for n in CURVE_EVALUATIONS}):
+                row = results.add(f"{head}, {solver}, {num_steps} steps", worker, run=str(run), solver=solver, num_steps=num_steps)
+                curves.setdefault(head, {}).setdefault(solver, []).append((row["evaluations"], row["distance"]))
         worker.close()
     if args.plot:
         plot(curves, args.plot)
@@ -204,7 +211,7 @@ def plot(curves: dict, file: Path) -> None:
         for solver, points in solvers.items():
             axis.plot(*zip(*points, strict=True), marker="o", markersize=4, label=solver)
         axis.set(title=f"{head} head", xlabel="evaluations of the head's network for each token", xscale="log", yscale="log")
-        axis.set_xticks(CURVE_STEPS, map(str, CURVE_STEPS))
+        axis.set_xticks(CURVE_EVALUATIONS, map(str, CURVE_EVALUATIONS))
         axis.minorticks_off()
         axis.legend()
     axes[0].set_ylabel("distance to the real images")

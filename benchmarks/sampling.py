@@ -13,6 +13,7 @@ turns, and the figures are medians. All of it is also written as JSON, with `--j
 
 import argparse
 import contextlib
+import ctypes
 import json
 import re
 import statistics
@@ -20,19 +21,18 @@ import sys
 import time
 from pathlib import Path
 
-from worker import OURS, Worker, serve
+from worker import CLASSES, OURS, Worker, serve
 
 PATCH_SIZE, DIM = 16, 512
-CLASSES = {"diffusion": "ImageAutoregressiveDiffusion", "flow": "ImageAutoregressiveFlow"}
 
 
-def work(side: str, head: str, device: str, dtype: str, compile: str) -> None:
+def work(side: str, head: str, device: str, dtype: str, *compile: str) -> None:
     """A worker of one head."""
     import torch
 
     import autoregressive_diffusion_pytorch as package
 
-    options = {} if side == "peer" or compile == "no" else dict(compile=True)
+    options = dict(compile=True) if side == "ours" and compile else {}
 
     def make(num_tokens: int):
         torch.manual_seed(0)
@@ -62,14 +62,18 @@ def work(side: str, head: str, device: str, dtype: str, compile: str) -> None:
         return timed(model.sample, batch_size=batch_size, **options, **({} if num_steps is None else dict(num_steps=num_steps)))
 
     def transformer(batch_size: int, num_tokens: int) -> dict:
-        backbone = model_of(num_tokens).model.backbone
+        step = model_of(num_tokens).model.backbone.step
+        if options:
+            from autoregressive_diffusion_pytorch.compilation import compiled
+
+            step = compiled(step, dynamic=True)
         embeds = torch.randn(batch_size, 1, DIM, device=device, dtype=getattr(torch, dtype))
 
-        @torch.no_grad()
+        @torch.inference_mode()
         def run() -> None:
             state = None
             for _ in range(num_tokens):
-                _, state = backbone.step(embeds, state)
+                _, state = step(embeds, state)
 
         return timed(run)
 
@@ -80,9 +84,12 @@ class ProcessMemory:
     """How far the resident memory of this process rises above what it is now; on Linux, elsewhere nothing is known."""
 
     def __init__(self):
-        with contextlib.suppress(OSError):
+        try:
+            ctypes.CDLL(None).malloc_trim(0)  # what earlier runs have left free goes back to the system
             Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
-        self.at_rest = self.read("VmRSS")
+            self.at_rest = self.read("VmRSS")
+        except (AttributeError, OSError):
+            self.at_rest = float("nan")
 
     def read(self, name: str) -> float:
         try:
@@ -109,37 +116,34 @@ class CudaMemory:
         return torch.cuda.max_memory_allocated() - self.at_rest
 
 
-def medians(answers: list[dict]) -> dict:
-    return {name: statistics.median(answer[name] for answer in answers) for name in answers[0]}
+def medians(repeats: int, *questions: tuple[Worker, str], **request) -> list[dict]:
+    """Asks the workers in turns, and returns the medians of each one's answers; the first, which warms up, does not count."""
+    turns = [[worker.ask(what, **request) for worker, what in questions] for _ in range(repeats + 1)][1:]
+    return [
+        {name: statistics.median(answer[name] for answer in answers) for name in answers[0]} for answers in zip(*turns, strict=True)
+    ]
 
 
-def against_the_peer(workers: dict, args: argparse.Namespace, head: str) -> list[dict]:
+def against_the_peer(workers: dict[str, Worker], args: argparse.Namespace, head: str) -> list[dict]:
     """Seconds a batch, for each batch size."""
     rows = []
     for batch_size in args.batch_sizes:
-        questions = {("ours", "sample"): [], ("ours", "transformer"): []}
+        questions = [(workers["ours"], "sample"), (workers["ours"], "transformer")]
         if "peer" in workers:
-            questions["peer", "sample"] = []
-        for repeat in range(args.repeats + 1):
-            for (side, what), answers in questions.items():
-                answer = workers[side].ask(what, batch_size=batch_size, num_tokens=64)
-                if repeat > 0:  # the first warms up
-                    answers.append(answer)
-        figures = {key: medians(answers) for key, answers in questions.items()}
-        ours, alone = figures["ours", "sample"], figures["ours", "transformer"]
-        peer = figures.get(("peer", "sample"), {})
+            questions.append((workers["peer"], "sample"))
+        ours, transformer, *peer = medians(args.repeats, *questions, batch_size=batch_size, num_tokens=64)
         rows.append(
             dict(
                 head=head,
                 batch_size=batch_size,
-                peer=peer.get("seconds"),
+                peer=peer[0]["seconds"] if peer else None,
                 ours=ours["seconds"],
-                transformer=alone["seconds"],
-                peer_over_ours=peer and peer["seconds"] / ours["seconds"],
-                ours_over_transformer=ours["seconds"] / alone["seconds"],
-                head_over_transformer=ours["seconds"] / alone["seconds"] - 1,
+                transformer=transformer["seconds"],
+                peer_over_ours=peer[0]["seconds"] / ours["seconds"] if peer else None,
+                ours_over_transformer=ours["seconds"] / transformer["seconds"],
+                head_over_transformer=ours["seconds"] / transformer["seconds"] - 1,
                 megabytes=ours["megabytes"],
-                peer_megabytes=peer.get("megabytes"),
+                peer_megabytes=peer[0]["megabytes"] if peer else None,
             )
         )
     return rows
@@ -148,19 +152,16 @@ def against_the_peer(workers: dict, args: argparse.Namespace, head: str) -> list
 def growth_with_tokens(worker: Worker, args: argparse.Namespace, head: str) -> list[dict]:
     rows = []
     for num_tokens in args.tokens:
-        turns = [
-            [worker.ask(what, batch_size=1, num_tokens=num_tokens) for what in ("sample", "transformer")]
-            for _ in range(args.repeats)
-        ]
-        whole, alone = medians([turn[0] for turn in turns]), medians([turn[1] for turn in turns])
+        questions = (worker, "sample"), (worker, "transformer")
+        ours, transformer = medians(args.repeats, *questions, batch_size=1, num_tokens=num_tokens)
         rows.append(
             dict(
                 head=head,
                 tokens=num_tokens,
-                ours=whole["seconds"],
-                transformer=alone["seconds"],
-                head_milliseconds_a_token=1000 * (whole["seconds"] - alone["seconds"]) / num_tokens,
-                megabytes=whole["megabytes"],
+                ours=ours["seconds"],
+                transformer=transformer["seconds"],
+                head_milliseconds_a_token=1000 * (ours["seconds"] - transformer["seconds"]) / num_tokens,
+                megabytes=ours["megabytes"],
             )
         )
     return rows
@@ -169,18 +170,21 @@ def growth_with_tokens(worker: Worker, args: argparse.Namespace, head: str) -> l
 def growth_with_steps(worker: Worker, args: argparse.Namespace, head: str) -> list[dict]:
     rows = []
     for num_steps in args.steps:
-        answers = [worker.ask("sample", batch_size=16, num_tokens=64, num_steps=num_steps) for _ in range(args.repeats)]
-        rows.append(dict(head=head, steps=num_steps, ours=medians(answers)["seconds"], megabytes=medians(answers)["megabytes"]))
+        (ours,) = medians(args.repeats, (worker, "sample"), batch_size=16, num_tokens=64, num_steps=num_steps)
+        rows.append(dict(head=head, steps=num_steps, ours=ours["seconds"], megabytes=ours["megabytes"]))
     return rows
+
+
+def as_text(value: str | float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.2f}" if isinstance(value, float) else str(value)
 
 
 def print_table(title: str, rows: list[dict]) -> None:
     print(f"\n{title}")
     cells = [[name.replace("_over_", " / ").replace("_", " ") for name in rows[0]]]
-    for row in rows:
-        cells.append(
-            ["-" if not v else v if isinstance(v, str) else f"{v:d}" if isinstance(v, int) else f"{v:.2f}" for v in row.values()]
-        )
+    cells += [[as_text(value) for value in row.values()] for row in rows]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     for line in cells:
         print("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)), flush=True)
@@ -199,16 +203,18 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3, help="timed runs of each")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="type of the weights, of ours")
-    parser.add_argument("--compile", choices=["no", "yes"], default="no", help="whether ours is compiled")
+    parser.add_argument("--compile", action="store_true", help="compile ours, and the transformer alone")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the tables here")
     args = parser.parse_args()
+    if any(round(n**0.5) ** 2 != n for n in args.tokens):
+        parser.error(f"--tokens must be squares, got {args.tokens}")
 
     tables = {"against the peer, seconds a batch": [], "tokens, batch of 1": [], "steps, batch of 16": []}
     for head in args.heads:
         with contextlib.ExitStack() as stack:
             sides = {"ours": (OURS, args.dtype), **({"peer": (args.peer, "float32")} if args.peer else {})}
             workers = {
-                side: Worker(__file__, ["--work", side, head, args.device, dtype, args.compile], path)
+                side: Worker(__file__, ["--work", side, head, args.device, dtype, *["--compile"] * args.compile], path)
                 for side, (path, dtype) in sides.items()
             }
             for worker in workers.values():

@@ -4,36 +4,46 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 OURS = Path(__file__).parents[1]
+CLASSES = {"diffusion": "ImageAutoregressiveDiffusion", "flow": "ImageAutoregressiveFlow"}  # of both versions
+
+
+def environment(path: Path) -> dict[str, str]:
+    """The environment of a process that imports the package of the folder `path`."""
+    paths = [str(path), str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
+    return os.environ | dict(PYTHONPATH=os.pathsep.join(filter(None, paths)))
 
 
 class Worker:
     """A script, run with the package of the folder `path`, whose `serve` answers what it is asked."""
 
     def __init__(self, script: str, arguments: list[str], path: Path):
-        environment = os.environ | dict(PYTHONPATH=f"{path}{os.pathsep}{Path(__file__).parent}")
+        self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed by `close`
         self.process = subprocess.Popen(
             [sys.executable, "-W", "ignore", script, *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
+            stderr=self.errors,
             text=True,
-            env=environment,
+            env=environment(path),
         )
 
     def ask(self, what: str, **arguments) -> dict:
         print(json.dumps(dict(arguments, what=what)), file=self.process.stdin, flush=True)
         answer = self.process.stdout.readline()
         if not answer:
-            raise RuntimeError(f"a worker ended while it was asked for {what!r}: {self.process.args}")
+            self.errors.seek(0)
+            raise RuntimeError(f"a worker ended while it was asked for {what!r}: {self.process.args}\n{self.errors.read()[-2000:]}")
         return json.loads(answer)
 
     def close(self) -> None:
         self.process.kill()
         self.process.wait()
+        self.errors.close()
 
 
 def serve(**functions: Callable[..., dict]) -> None:

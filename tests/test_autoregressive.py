@@ -104,6 +104,7 @@ def test_a_stream_is_the_tokens_of_a_sample_one_by_one(model_class):
     for token in stream:
         assert model.training  # between tokens the model is as it was
         assert torch.is_grad_enabled()
+        assert not token.is_inference()
         tokens.append(token)
     assert torch.equal(torch.stack(tokens, dim=1), sample[:, 2:])
 
@@ -124,12 +125,16 @@ def test_a_stream_can_be_left_and_its_arguments_are_checked_at_once(model_class)
 @needs_compiler
 @models
 def test_a_compiled_sampler_draws_the_same(model_class):
-    model = small_model(model_class, depth=1, mlp_depth=1)
-    options = dict(num_steps=2, temperature=0.9)
+    model = small_model(model_class, depth=1, mlp_depth=1, max_seq_len=20)
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
     with warnings.catch_warnings():
         warnings.filterwarnings("error", "torch.compile failed")  # it must not fall back
-        compiled = model.sample(2, compile=True, generator=seeded(), **options)
-    torch.testing.assert_close(compiled, model.sample(2, generator=seeded(), **options), rtol=1e-4, atol=1e-4)
+        compiled = model.sample(2, compile=True, num_steps=2, temperature=0.9, generator=seeded())
+    # the head's loop, and the transformer's step without a cache, with one token in it, and with any number
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 6
+    expected = model.sample(2, num_steps=2, temperature=0.9, generator=seeded())
+    torch.testing.assert_close(compiled, expected, rtol=1e-4, atol=1e-4)
 
 
 @models
@@ -232,6 +237,17 @@ def test_on_a_gpu(model_class, generator_device):
     if generator_device is not None:
         model.backbone.can_cache = False
         torch.testing.assert_close(model.sample(2, prompt, generator=generators[1]), cached, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@models
+def test_compiled_on_a_gpu(model_class):
+    model = small_model(model_class, max_seq_len=12).cuda()
+    plain = model.sample(2, generator=seeded())
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "torch.compile failed")
+        tokens = list(model.stream(2, compile=True, generator=seeded()))  # a captured graph must not write over the earlier ones
+    torch.testing.assert_close(torch.stack(tokens, dim=1), plain, rtol=1e-3, atol=1e-3)
 
 
 @models

@@ -104,7 +104,12 @@ def test_sampling_options_reach_the_sampler(call, monkeypatch):
     )
     assert (seen["solver"], seen["num_steps"], seen["compile"], seen["dtype"]) == ("heun", 3, True, torch.bfloat16)
     assert seen["temperature"] == 0.5
-    monkeypatch.undo()
+
+
+def test_samples_in_bf16(call, tmp_path):
+    succeeded(call("train", *TINY))
+    succeeded(call("sample", "runs/digits", "--count", 2, "--precision", "bf16", "--output", "grid.png"))
+    assert (tmp_path / "grid.png").exists()
 
 
 def test_an_unknown_solver_is_told(call):

@@ -124,6 +124,9 @@ def test_a_stream_shows_the_growing_images(model_class):
     assert torch.equal(pictures[3][:, :, :4], sample[:, :, :4])
     assert torch.equal(pictures[3][:, :, 4:, :4], sample[:, :, 4:, :4])
     assert (pictures[3][:, :, 4:, 4:] == 0.5).all()
+    for draw in (model.sample, model.stream):
+        with pytest.raises(TypeError, match="prompt"):
+            draw(2, prompt=torch.zeros(2, 1, 48))
 
 
 @models

@@ -34,7 +34,7 @@ def test_models_come_without_torchvision_and_accelerate():
 
 # the floors of the house: a room imports only from those below it
 FLOORS = [
-    {"checks", "solvers", "pretrained", "compilation"},
+    {"checks", "solvers", "pretrained", "compilation", "modes"},
     {"denoiser", "backbone", "image_dataset"},
     {"heads", "image_trainer"},
     {"autoregressive"},

@@ -28,13 +28,13 @@ class ElucidatedDiffusion(Head):
         solver: "dpmpp_2m" or "euler" (one evaluation of the network a step), "midpoint" (two), or "heun" (two, the last step one:
             Algorithm 1, and with `S_churn` above 0 the stochastic Algorithm 2). By default "heun" if `S_churn` is above 0, else
             "dpmpp_2m".
-        num_sample_steps: N of eq. 5; by default `NUM_SAMPLE_STEPS` of the solver.
+        num_sample_steps: steps of the solver; by default `NUM_SAMPLE_STEPS` of it.
         sigma_min, sigma_max, rho: the sampling schedule, eq. 5. "dpmpp_2m" ends at `sigma_min`, the others at 0.
         sigma_data: standard deviation of the tokens' entries.
         P_mean, P_std: mean and standard deviation of ln(sigma) in training.
-        S_churn, S_tmin, S_tmax, S_noise: of the stochastic sampler, Algorithm 2.
-        clamp_during_sampling: hold the denoised token in [-1, 1] while sampling (never while training, where it would cut
-            the gradient): for data known to lie there.
+        S_churn, S_tmin, S_tmax, S_noise: of the stochastic sampler, Algorithm 2; solvers other than "heun" take no notice.
+        clamp_during_sampling: hold the denoised token and the sample in [-1, 1] (never while training, where it would cut the
+            gradient): for data known to lie there.
         num_noise_draws: noise draws for each token and training step.
     """
 
@@ -129,10 +129,11 @@ class ElucidatedDiffusion(Head):
         if solver == "dpmpp_2m":
             # it ends at sigma_min: from there to 0 it would take an evaluation that changes next to nothing
             x = dpmpp_2m(denoise, x, schedule(num_steps + 1), alpha=lambda sigma: 1.0, sigma=lambda sigma: sigma)
-            return x.clamp(-1, 1) if self.clamp_during_sampling and isinstance(x, Tensor) else x
-        sigmas = [*schedule(num_steps), 0.0]
-        if solver == "heun":
+        elif solver == "heun":
             churn = dict(S_churn=self.S_churn, S_tmin=self.S_tmin, S_tmax=self.S_tmax, S_noise=self.S_noise)
-            return stochastic_heun(denoise, x, sigmas, noise=noise, **churn)
-        # eq. 1, with time as the noise level and eq. 3 for the score
-        return ODE_SOLVERS[solver](lambda x, sigma: (x - denoise(x, sigma)) / sigma, x, sigmas)
+            x = stochastic_heun(denoise, x, [*schedule(num_steps), 0.0], noise=noise, **churn)
+        else:
+            # eq. 1, with time as the noise level and eq. 3 for the score
+            x = ODE_SOLVERS[solver](lambda x, sigma: (x - denoise(x, sigma)) / sigma, x, [*schedule(num_steps), 0.0])
+        # some solvers extrapolate beyond the denoised tokens; the state of a dry run is a plain number
+        return x.clamp(-1, 1) if self.clamp_during_sampling and isinstance(x, Tensor) else x

@@ -6,6 +6,7 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from functools import partial
+from math import inf
 from typing import ClassVar
 
 import torch
@@ -15,6 +16,7 @@ from torch.nn import Module
 from autoregressive_diffusion_pytorch.checks import check_choice, check_positive_int
 from autoregressive_diffusion_pytorch.compilation import compiled
 from autoregressive_diffusion_pytorch.denoiser import MLP
+from autoregressive_diffusion_pytorch.modes import evaluating
 from autoregressive_diffusion_pytorch.solvers import Field, State, visited_times
 
 
@@ -55,7 +57,6 @@ class Head(Module, ABC):
         draws = draws.to(torch.promote_types(tokens.dtype, torch.float32))
         return self.losses(draws, cond).mean(dim=0)
 
-    @torch.no_grad()
     def sample(self, cond: Tensor, **kwargs) -> Tensor:
         """Draws one token for each condition, `(… dim) -> (… d)`. Further arguments as of `sampler`.
 
@@ -92,24 +93,28 @@ class Head(Module, ABC):
         solver = self.solver if solver is None else solver
         check_positive_int(num_steps=num_steps)
         check_choice("solver", solver, self.NUM_SAMPLE_STEPS)
-        if not temperature >= 0:
-            raise ValueError(f"temperature must be at least 0, got {temperature}")
+        if not 0 <= temperature < inf:
+            raise ValueError(f"temperature must be at least 0 and finite, got {temperature}")
 
         # a dry run on plain numbers: the times that the solver will ask for, and how often it will draw noise
         draws = []
         times = visited_times(partial(self.integrate, noise=lambda: draws.append(1) or 0.0, num_steps=num_steps, solver=solver))
-        time_modulations = self.net.modulate_time(self.network_time(torch.tensor(times)))
+        time_modulations = self.net.modulate_time(self.network_time(torch.tensor(times, dtype=torch.float32)))
         run = self._run
         if compile:
             cuda = time_modulations.device.type == "cuda"
-            run = compiled(run, fullgraph=True, mode="reduce-overhead" if cuda else None)
+            run = compiled(run, fullgraph=True, dynamic=False, mode="reduce-overhead" if cuda else None)
 
+        modules = list(self.modules())
+
+        @torch.no_grad()
         def draw(cond: Tensor) -> Tensor:
             noises = (temperature * self._unit_noise(cond, generator) for _ in draws)
-            if not compile:
-                return run(cond, noises, time_modulations, num_steps, solver)
-            # a captured graph has its noise before it starts, and writes every result to the same place
-            return run(cond, list(noises), time_modulations, num_steps, solver).clone()
+            with evaluating(modules):
+                if not compile:
+                    return run(cond, noises, time_modulations, num_steps, solver)
+                # a captured graph has its noise before it starts, and writes every result to the same place
+                return run(cond, list(noises), time_modulations, num_steps, solver).clone()
 
         return draw
 

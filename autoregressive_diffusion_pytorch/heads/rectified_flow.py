@@ -31,8 +31,8 @@ class RectifiedFlow(Head):
         net: the denoiser.
         solver: "dpmpp_2m" or "euler" (one evaluation of the network a step), "midpoint" or "heun" (two), or "euler_maruyama" (one,
             with fresh noise at each step).
-        num_sample_steps: steps of the solver from time 0 to 1; by default `NUM_SAMPLE_STEPS` of the solver. The times are even, but
-            those of "dpmpp_2m" are denser towards the data.
+        num_sample_steps: steps of the solver from time 0 to 1; by default `NUM_SAMPLE_STEPS` of it. The times are even, but those
+            of "dpmpp_2m" denser towards both ends.
         model_output_clean: the network gives the clean token, from which the velocity follows, instead of the velocity itself. The
             token is preconditioned as the denoised one of Karras et al. 2022: `token = c_skip(t) · x_t + c_out(t) · network`, so
             that input and target of the network have unit variance at all times.
@@ -116,9 +116,10 @@ class RectifiedFlow(Head):
 
     def integrate(self, velocity: Field, *, noise: Callable[[], State], num_steps: int, solver: str) -> State:
         if solver == "dpmpp_2m":
-            # its times follow the noise levels (1 - t) / t of Karras et al. 2022, but for the first: it is noise alone. It ends at
-            # the lowest level: from there to 0 it would take an evaluation that changes next to nothing
-            sigmas = karras_schedule(num_steps + 1, sigma_min=0.002, sigma_max=80.0, rho=7.0)
+            # its times follow the noise levels (1 - t) / t of Karras et al. 2022, who have data of standard deviation 0.5; but for
+            # the first: it is noise alone. It ends at the lowest: a step from there to 0 would change next to nothing
+            unit = self.sigma_data / 0.5
+            sigmas = karras_schedule(num_steps + 1, sigma_min=0.002 * unit, sigma_max=80.0 * unit, rho=7.0)
             times = [0.0, *(1 / (1 + sigma) for sigma in sigmas[1:])]
             # on the straight path, x_t + (1 - t) · velocity is the clean token
             x = dpmpp_2m(lambda x, t: x + (1 - t) * velocity(x, t), noise(), times, alpha=lambda t: t, sigma=lambda t: 1 - t)

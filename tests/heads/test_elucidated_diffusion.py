@@ -111,14 +111,18 @@ def test_one_step_is_a_denoised_token_from_the_highest_level():
     torch.testing.assert_close(sample, head.denoised(noise, 80.0, modulation), rtol=1e-4, atol=1e-4)
 
 
-def test_clamping_holds_samples_but_never_the_training():
-    far, near = (gaussian_head(3.0, 0.1, clamp_during_sampling=clamp) for clamp in (False, True))
+@pytest.mark.parametrize("solver", ElucidatedDiffusion.NUM_SAMPLE_STEPS)
+def test_clamping_holds_samples_but_never_the_training(solver):
+    far, near, across = (
+        gaussian_head(mean, 0.4, clamp_during_sampling=c, solver=solver) for mean, c in ((3, False), (3, True), (0.8, True))
+    )
     cond = torch.zeros(100, 1)
     assert far.sample(cond).mean() > 2.5
     assert near.sample(cond).abs().max() <= 1
+    assert across.sample(cond).abs().max() <= 1
     # the loss of the ideal denoiser stays small though its tokens lie outside [-1, 1]
-    losses = near(3.0 + 0.1 * torch.randn(100, 2), cond)
-    assert losses.mean() < 1
+    losses = near(3.0 + 0.4 * torch.randn(100, 2), cond)
+    assert losses.mean() < 2
 
 
 @pytest.mark.parametrize(

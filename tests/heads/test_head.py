@@ -100,6 +100,28 @@ def test_a_sampler_for_many_calls_draws_what_single_samples_are(head_class, kwar
 
 
 @heads
+def test_samples_without_dropout_and_without_gradients(head_class, kwargs):
+    head = stir(head_class(MLP(6, 4, depth=2, width=16, dropout=0.5), **kwargs)).train()
+    cond = torch.randn(3, 6, requires_grad=True)
+    draw = head.sampler(temperature=0.0)
+    assert torch.equal(draw(cond), draw(cond))
+    assert not draw(cond).requires_grad
+    assert all(module.training for module in head.modules())
+
+
+@heads
+def test_times_are_exact_whatever_the_default_type(head_class, kwargs):
+    head = stir(make_head(head_class, kwargs))
+    cond = torch.randn(3, 6)
+    expected = head.sample(cond, temperature=0.0)
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        assert torch.equal(head.sample(cond, temperature=0.0), expected)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+@heads
 def test_the_network_is_asked_for_its_modulations_once(head_class, kwargs, monkeypatch):
     # of the times once for all tokens, of the condition once a token; only `denoise` runs at each evaluation
     head = stir(make_head(head_class, kwargs))
@@ -168,8 +190,9 @@ def test_bfloat16_samples_are_near_those_of_single_precision(head_class, kwargs)
     [
         (dict(num_steps=0), "num_steps must be a whole number of at least 1, got 0"),
         (dict(num_steps=2.5), "num_steps must be a whole number of at least 1, got 2.5"),
-        (dict(temperature=-0.1), "temperature must be at least 0, got -0.1"),
-        (dict(temperature=float("nan")), "temperature must be at least 0, got nan"),
+        (dict(temperature=-0.1), "temperature must be at least 0 and finite, got -0.1"),
+        (dict(temperature=float("nan")), "temperature must be at least 0 and finite, got nan"),
+        (dict(temperature=float("inf")), "temperature must be at least 0 and finite, got inf"),
         (dict(solver="rk4"), "solver must be one of 'euler', 'midpoint', 'heun', 'dpmpp_2m'.*, got 'rk4'"),
     ],
 )

@@ -1,4 +1,5 @@
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -106,6 +107,21 @@ def test_sampler_with_the_ideal_velocity(solver, model_output_clean, temperature
     extra = 0.6 / steps
     assert_mean(samples, 0.3, extra=extra)
     assert_std(samples, 0.6 * temperature, extra=extra)
+
+
+def test_the_solver_s_times_are_in_units_of_the_data():
+    # tokens a hundred times smaller, drawn from noise as large as ever: the same tokens, in their own units, by default steps
+    def velocity(noised, times, cond, std):
+        return ideal_velocity(noised, times, 0.0, std)
+
+    spreads = []
+    for sigma_data in (0.5, 0.005):
+        net = FormulaNet(2, partial(velocity, std=0.4 * sigma_data))
+        head = RectifiedFlow(net, model_output_clean=False, sigma_data=sigma_data)
+        sample = head.sample(torch.zeros(20_000, 1), generator=torch.Generator().manual_seed(0))
+        spreads.append(sample.std().item() / sigma_data)
+    assert spreads[0] == pytest.approx(0.4, rel=0.1)
+    assert spreads[1] == pytest.approx(spreads[0], rel=0.1)
 
 
 def test_path_runs_from_noise_at_0_to_data_at_1():
