@@ -30,7 +30,7 @@ from worker import CLASSES, OURS, Worker, environment, serve
 IMAGE_SIZE, PATCH_SIZE = 32, 4
 SIZES = dict(dim=256, depth=6)  # of the transformer, on both sides
 BATCH_SIZE = 250  # of sampling
-CURVE_EVALUATIONS = [4, 6, 8, 12, 24]
+CURVE_EVALUATIONS = [4, 6, 12, 24]
 EVALUATIONS_A_STEP = dict(midpoint=2, heun=2)
 
 
