@@ -215,6 +215,7 @@ def plot(curves: dict, file: Path) -> None:
         axis.minorticks_off()
         axis.legend()
     axes[0].set_ylabel("distance to the real images")
+    axes[0].set_yticks(ticks := [2, 3, 5, 10, 20], map(str, ticks))
     figure.savefig(file, dpi=120)
 
 
