@@ -192,7 +192,7 @@ def test_same_seed_same_result(model_class):
 @models
 def test_sampling_leaves_each_module_in_its_mode(model_class):
     model = small_model(model_class, mlp_kwargs=dict(dropout=0.5), decoder_kwargs=dict(attn_dropout=0.5)).train()
-    model.backbone.eval()
+    model.proj_in.eval()
     modes = [module.training for module in model.modules()]
     samples = [model.sample(generator=seeded()) for _ in range(2)]
     assert torch.equal(*samples)  # no dropout while sampling
@@ -210,6 +210,7 @@ def test_sampling_and_training_in_turn(model_class):
         inference = model.sample(2, generator=seeded())
     torch.testing.assert_close(inference, model.sample(2, generator=seeded()))
     assert not model.sample(2).requires_grad
+    assert not any(buffer.is_inference() for buffer in model.buffers())
     model(model.sample(2)).backward()
 
 

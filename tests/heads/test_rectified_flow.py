@@ -110,12 +110,12 @@ def test_sampler_with_the_ideal_velocity(solver, model_output_clean, temperature
 
 
 def test_the_solver_s_times_are_in_units_of_the_data():
-    # tokens a hundred times smaller, drawn from noise as large as ever: the same tokens, in their own units, by default steps
+    # tokens a thousand times smaller, drawn from noise as large as ever: the same tokens, in their own units, by default steps
     def velocity(noised, times, cond, std):
         return ideal_velocity(noised, times, 0.0, std)
 
     spreads = []
-    for sigma_data in (0.5, 0.005):
+    for sigma_data in (0.5, 0.0005):
         net = FormulaNet(2, partial(velocity, std=0.4 * sigma_data))
         head = RectifiedFlow(net, model_output_clean=False, sigma_data=sigma_data)
         sample = head.sample(torch.zeros(20_000, 1), generator=torch.Generator().manual_seed(0))
@@ -131,6 +131,8 @@ def test_path_runs_from_noise_at_0_to_data_at_1():
     head = RectifiedFlow(net, model_output_clean=False, solver="euler")
     torch.testing.assert_close(head.sample(torch.zeros(3, 1), num_steps=1), target.expand(3, 2))
     torch.testing.assert_close(head.sample(torch.zeros(3, 1), num_steps=10), target.expand(3, 2))
+    # this one ends at a noise level of 0.002
+    assert (head.sample(torch.zeros(3, 1), solver="dpmpp_2m") - target).abs().max() < 5 * 0.002
 
 
 def test_times_are_spread_as_asked():
