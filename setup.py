@@ -32,7 +32,7 @@ setup(
         "ema-pytorch>=0.7",
         "huggingface-hub>=0.30",
         "numpy",
-        "pillow>=10.0",
+        "pillow>=10.1",
         "safetensors>=0.4",
         "torch>=2.5",
         "torchvision>=0.20",
@@ -41,7 +41,7 @@ setup(
     ],
     extras_require={
         "demo": ["scikit-learn>=1.3"],
-        "test": ["build", "setuptools>=77", "wheel", "pytest>=8.0", "ruff>=0.9", "scikit-learn>=1.3"],
+        "test": ["build", "datasets>=3.0", "setuptools>=77", "wheel", "pytest>=8.0", "ruff>=0.9", "scikit-learn>=1.3"],
     },
     entry_points={"console_scripts": ["ardiff=autoregressive_diffusion_pytorch.cli:main"]},
 )

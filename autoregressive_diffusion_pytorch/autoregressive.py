@@ -6,7 +6,8 @@ variant: p(x) is the product over i of p(x_i | z_i), z_i = f(x_1 … x_{i-1}) (t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -14,13 +15,28 @@ from torch import Tensor, nn
 from torch.nn import Module
 from tqdm import tqdm
 
-from autoregressive_diffusion_pytorch.backbone import Backbone
+from autoregressive_diffusion_pytorch.backbone import Backbone, State
 from autoregressive_diffusion_pytorch.checks import check_choice, check_positive_int
 from autoregressive_diffusion_pytorch.compilation import compiled
+from autoregressive_diffusion_pytorch.conditioning import Conditioning, Guidance
 from autoregressive_diffusion_pytorch.denoiser import MLP
 from autoregressive_diffusion_pytorch.heads import ElucidatedDiffusion, Head, RectifiedFlow
 from autoregressive_diffusion_pytorch.modes import inference
 from autoregressive_diffusion_pytorch.pretrained import Pretrained
+
+
+@dataclass
+class SamplingPlan:
+    """The arguments of `Autoregressive.sample`, checked, and the functions that draw."""
+
+    batch_size: int
+    contexts: int  # how many different beginnings are read: each serves as many sequences
+    seq_len: int
+    prompt: Tensor  # one or `contexts` of them, as of the conditions
+    conditions: dict[str, Tensor]
+    guidance: Guidance
+    step: Callable
+    draw: Callable
 
 
 class Autoregressive(Module, Pretrained):
@@ -32,6 +48,11 @@ class Autoregressive(Module, Pretrained):
         depth, dim_head, heads: layers, head width and number of heads of the transformer.
         mlp_depth, mlp_width: blocks and width of the head's denoiser; the width is `dim` by default.
         dim_input: width of a token, `dim` by default.
+        num_classes: number of labels to tell it what to draw, none by default.
+        dim_cond: width of vectors to tell it what to draw, none by default. They are best of order 1.
+        num_cond_tokens: learned embeddings of each label, read before the tokens.
+        cross_attend: vectors are read by cross-attention, and not before the tokens.
+        cond_drop_prob: share of the sequences in training that go without labels and vectors; guidance needs some.
         decoder_kwargs: further arguments of the x-transformers `Decoder`.
         mlp_kwargs: further arguments of the denoiser, `MLP`.
         head: class of the head.
@@ -51,6 +72,11 @@ class Autoregressive(Module, Pretrained):
         mlp_depth: int = 3,
         mlp_width: int | None = None,
         dim_input: int | None = None,
+        num_classes: int | None = None,
+        dim_cond: int | None = None,
+        num_cond_tokens: int = 4,
+        cross_attend: bool = False,
+        cond_drop_prob: float = 0.1,
         decoder_kwargs: dict | None = None,
         mlp_kwargs: dict | None = None,
         head: type[Head],
@@ -63,101 +89,212 @@ class Autoregressive(Module, Pretrained):
             dim=dim, depth=depth, dim_head=dim_head, heads=heads, mlp_depth=mlp_depth, mlp_width=width, dim_input=self.dim_input
         )
         self.backbone = Backbone(
-            dim, max_seq_len=max_seq_len, depth=depth, dim_head=dim_head, heads=heads, decoder_kwargs=decoder_kwargs
+            dim,
+            max_seq_len=max_seq_len,
+            depth=depth,
+            dim_head=dim_head,
+            heads=heads,
+            cross_attend=cross_attend,
+            decoder_kwargs=decoder_kwargs,
         )
         self.max_seq_len = self.backbone.max_seq_len
         self.start_token = nn.Parameter(torch.randn(dim) * 0.02)
         self.proj_in = nn.Linear(self.dim_input, dim)
+        self.conditioning = Conditioning(
+            dim,
+            num_classes=num_classes,
+            dim_cond=dim_cond,
+            num_cond_tokens=num_cond_tokens,
+            cross_attend=cross_attend,
+            cond_drop_prob=cond_drop_prob,
+        )
         denoiser = MLP(dim, self.dim_input, depth=mlp_depth, width=width, **(mlp_kwargs or {}))
         self.head = head(denoiser, **(head_kwargs or {}))
 
     def _resolved_arguments(self) -> dict:
         return {self.head_argument: self.head.config}
 
-    def forward(self, seq: Tensor, *, noised_seq: Tensor | None = None, loss_reduction: Literal["mean", "none"] = "mean") -> Tensor:
+    def forward(
+        self,
+        seq: Tensor,
+        *,
+        labels: Tensor | None = None,
+        cond: Tensor | None = None,
+        cond_mask: Tensor | None = None,
+        lens: Tensor | None = None,
+        mask: Tensor | None = None,
+        noised_seq: Tensor | None = None,
+        loss_reduction: Literal["mean", "none"] = "mean",
+    ) -> Tensor:
         """The loss of sequences.
 
         Args:
             seq: tokens (b n d), n at most `max_seq_len`.
+            labels: (b,), from 0 to `num_classes` - 1, of a model with classes.
+            cond: vectors (b dim_cond), or sequences of them (b m dim_cond), of a model with `dim_cond`.
+            cond_mask: (b m), False for vectors that are padding.
+            lens: (b,), the number of tokens of each sequence; what follows them is padding, of any value, and changes nothing.
+            mask: (b n), the same as `lens`: True for the tokens, False for the padding after them.
             noised_seq: what the transformer reads instead of `seq`, of the same shape; the tokens to predict stay those of `seq`.
-            loss_reduction: "mean" for one loss, "none" for one a token, (b n).
+            loss_reduction: "mean" over all tokens for one loss, "none" for one a token, (b n), 0 for padding.
         """
         check_choice("loss_reduction", loss_reduction, ("mean", "none"))
         self._check_tokens("seq", seq)
         if noised_seq is not None and noised_seq.shape != seq.shape:
             raise ValueError(f"noised_seq must have the shape of seq, {tuple(seq.shape)}, got {tuple(noised_seq.shape)}")
-        losses = self.head(seq, self.conditions(seq if noised_seq is None else noised_seq))
-        return losses.mean() if loss_reduction == "mean" else losses
+        mask = _token_mask(seq, lens, mask)
+        read = seq if noised_seq is None else noised_seq
+        if mask is None:
+            losses = self.head(seq, self.conditions(read, labels=labels, cond=cond, cond_mask=cond_mask))
+            return losses.mean() if loss_reduction == "mean" else losses
+        # a token never reads a later one, so padding needs no mask in the transformer; but a weight of 0 does not undo NaN
+        conds = self.conditions(read.masked_fill(~mask.unsqueeze(-1), 0), labels=labels, cond=cond, cond_mask=cond_mask)
+        # the head sees the tokens alone: it costs nothing for padding, and its noise does not depend on it
+        losses = self.head(seq[mask], conds[mask])
+        return losses.mean() if loss_reduction == "mean" else losses.new_zeros(mask.shape).masked_scatter(mask, losses)
 
-    def conditions(self, seq: Tensor) -> Tensor:
-        """The vectors (b n dim) that the head draws the tokens of `seq` (b n d) from: the i-th reads the tokens before the i-th."""
-        return self.backbone(torch.cat((self._start(len(seq)), self._embed(seq[:, :-1])), dim=1))
-
-    def sample(
-        self, batch_size: int = 1, prompt: Tensor | None = None, *, compile: bool = False, progress: bool = False, **sampler_kwargs
+    def conditions(
+        self, seq: Tensor, *, labels: Tensor | None = None, cond: Tensor | None = None, cond_mask: Tensor | None = None
     ) -> Tensor:
-        """Draws sequences of `max_seq_len` tokens, one token after the other.
+        """The vectors (b n dim) that the head draws the tokens of `seq` (b n d) from: the i-th reads the tokens before the i-th.
+
+        Labels and vectors as of `forward`; in training mode they are left out with `cond_drop_prob`.
+        """
+        conditions = self.conditioning.check(labels, cond, cond_mask)
+        for name, given in conditions.items():
+            if len(given) != len(seq):
+                raise ValueError(f"{name} must be given for each of the {len(seq)} sequences, got {len(given)}")
+        condition = self.conditioning(**conditions, dropped=self.conditioning.draw_dropped(len(seq)))
+        return self.backbone(torch.cat((self._start(len(seq)), self._embed(seq[:, :-1])), dim=1), **condition)
+
+    def sample(self, batch_size: int = 1, prompt: Tensor | None = None, *, progress: bool = False, **kwargs) -> Tensor:
+        """Draws sequences, one token after the other.
 
         Args:
-            batch_size: how many. A single prompt serves them all.
-            prompt: first tokens (b m d), m at most `max_seq_len`: they come back untouched, at the start of the result.
+            batch_size: how many sequences. Where m prompts, labels or vectors are given, a multiple of m: each serves as many
+                sequences, one after the other, that share the work of reading it. A single one serves all.
+            prompt: first tokens (m n d), n at most `seq_len`: they come back untouched, at the start of the result.
+            progress: show a progress bar over the tokens.
+            labels: what to draw, of a model with classes: (m,), or one number.
+            cond: vectors (m dim_cond), or sequences of them (m l dim_cond), of a model with `dim_cond`.
+            cond_mask: (m l), False for vectors that are padding.
+            guidance_scale: of classifier-free guidance: 0 for the unconditional model (which needs neither labels nor vectors), 1
+                for the conditional one, more to follow labels and vectors more closely. One number, or one a sequence, (b,).
+            guidance_schedule: "constant", or "linear": growing evenly along the sequence, from about 1 to the scale.
+            guidance_interval: two noise levels between which to guide; by default at all.
+            seq_len: tokens to draw, the prompt's included; by default `max_seq_len`.
             compile: compile the transformer's step and the head's loop with `torch.compile`: minutes at first, faster then. What
                 cannot be compiled runs as without, after one warning.
-            progress: show a progress bar over the tokens.
-            sampler_kwargs: `num_steps`, `solver`, `temperature` and `generator`, as of `Head.sampler`. The same seed gives the same
-                result.
+            num_steps, solver, temperature, generator: as of `Head.sampler`. The same seed gives the same result.
 
         Returns:
-            Tokens (b n d), in single precision or the weights', whichever is higher.
+            Tokens (b n d), the prompt's first, in single precision or the weights', whichever is higher.
         """
-        prompt, batch_size = self._check_prompt(prompt, batch_size)
-        prompt_length = prompt.shape[1]
-        seq = prompt.new_empty(batch_size, self.max_seq_len, self.dim_input)
-        seq[:, :prompt_length] = prompt
-        tokens = self.stream(batch_size, prompt, compile=compile, **sampler_kwargs)
-        total = self.max_seq_len - prompt_length
-        for i, token in enumerate(tqdm(tokens, desc="tokens", total=total, disable=not progress), start=prompt_length):
+        plan = self._plan(batch_size, prompt, **kwargs)
+        prompt_length = plan.prompt.shape[1]
+        seq = plan.prompt.new_empty(plan.batch_size, plan.seq_len, self.dim_input)
+        seq[:, :prompt_length] = _repeated(plan.prompt, plan.batch_size)
+        total = plan.seq_len - prompt_length
+        for i, token in enumerate(tqdm(self._stream(plan), desc="tokens", total=total, disable=not progress), start=prompt_length):
             seq[:, i] = token
         return seq
 
-    def stream(
-        self, batch_size: int = 1, prompt: Tensor | None = None, *, compile: bool = False, **sampler_kwargs
-    ) -> Iterator[Tensor]:
-        """The tokens that `sample` draws after the prompt, each (b d), as soon as it is drawn.
+    def stream(self, batch_size: int = 1, prompt: Tensor | None = None, **kwargs) -> Iterator[Tensor]:
+        """The tokens that `sample` draws after the prompt, each (b d), as soon as it is drawn. Arguments as of `sample`, but for
+        `progress`."""
+        return self._stream(self._plan(batch_size, prompt, **kwargs))
 
-        Arguments as of `sample`, but for `progress`.
-        """
-        prompt, batch_size = self._check_prompt(prompt, batch_size)
-        draw = self.head.sampler(compile=compile, **sampler_kwargs)
-        step = self.backbone.step
-        if compile:
-            # the cache grows from step to step: one program for all lengths
-            step = compiled(step, dynamic=True)
-        return self._stream(batch_size, prompt, step, draw)
-
-    def _stream(self, batch_size: int, prompt: Tensor, step: Callable, draw: Callable) -> Iterator[Tensor]:
-        modules = list(self.modules())
-        state = None
-        with inference(modules):
-            embeds = torch.cat((self._start(batch_size), self._embed(prompt).expand(batch_size, -1, -1)), dim=1)
-        for _ in range(prompt.shape[1], self.max_seq_len):
-            with inference(modules):
-                cond, state = step(embeds, state)
-                token = draw(cond)
-                embeds = self._embed(token.unsqueeze(1))
-            yield token.clone()  # no tensor of this block's inference mode: it can be trained on
-
-    def _check_prompt(self, prompt: Tensor | None, batch_size: int) -> tuple[Tensor, int]:
-        """The prompt, an empty one for none, in the type of the result, and the number of sequences."""
-        check_positive_int(batch_size=batch_size)
+    def _plan(
+        self,
+        batch_size: int,
+        prompt: Tensor | None,
+        *,
+        labels: Tensor | Sequence[int] | int | None = None,
+        cond: Tensor | None = None,
+        cond_mask: Tensor | None = None,
+        guidance_scale: float | Sequence[float] | Tensor = 1.0,
+        guidance_schedule: Literal["constant", "linear"] = "constant",
+        guidance_interval: tuple[float, float] | None = None,
+        seq_len: int | None = None,
+        compile: bool = False,
+        **sampler_kwargs,
+    ) -> SamplingPlan:
+        seq_len = self.max_seq_len if seq_len is None else seq_len
+        check_positive_int(batch_size=batch_size, seq_len=seq_len)
+        if seq_len > self.max_seq_len:
+            raise ValueError(f"seq_len must be at most max_seq_len = {self.max_seq_len}, got {seq_len}")
         weight = self.proj_in.weight
         if prompt is None:
             prompt = weight.new_empty(1, 0, self.dim_input)
-        self._check_tokens("prompt", prompt, shortest=0)
-        if batch_size != len(prompt) and 1 not in (batch_size, len(prompt)):
-            raise ValueError(f"prompt must hold one sequence or batch_size = {batch_size} of them, got {len(prompt)}")
+        self._check_tokens("prompt", prompt, shortest=0, longest=seq_len)
         prompt = prompt.detach().to(weight.device, torch.promote_types(weight.dtype, torch.float32))
-        return prompt, max(batch_size, len(prompt))
+
+        guidance = Guidance(guidance_scale, guidance_schedule, guidance_interval)
+        if not guidance.is_conditional and not self.conditioning.is_conditional:
+            raise ValueError("guidance_scale other than 1 needs a model with num_classes or dim_cond")
+        if not guidance.is_conditional and self.conditioning.cond_drop_prob == 0:
+            raise ValueError("guidance_scale other than 1 needs a model that is trained with a cond_drop_prob above 0")
+        conditions = {}
+        if not (guidance.is_unconditional and labels is None and cond is None and cond_mask is None):
+            conditions = self.conditioning.check(labels, cond, cond_mask)
+
+        given = dict(prompt=prompt, **conditions)
+        contexts = max(map(len, given.values()))
+        scales = guidance.scale.numel()
+        batch_size = max(contexts, scales) if batch_size == 1 else batch_size
+        for name, tensor in given.items():
+            if len(tensor) not in (1, contexts):
+                raise ValueError(f"{name} must hold one entry or {contexts}, as another argument does, got {len(tensor)}")
+        if batch_size % contexts:
+            raise ValueError(
+                f"batch_size must be a multiple of {contexts}, the number of prompts, labels or vectors, got {batch_size}"
+            )
+        if scales not in (1, batch_size):
+            raise ValueError(f"guidance_scale must be one number or one for each of batch_size = {batch_size}, got {scales}")
+
+        draw = self.head.sampler(guidance_interval=guidance.interval, compile=compile, **sampler_kwargs)
+        # the cache grows from step to step: one program for all lengths
+        step = compiled(self.backbone.step, dynamic=True) if compile else self.backbone.step
+        return SamplingPlan(batch_size, contexts, seq_len, prompt, conditions, guidance, step, draw)
+
+    def _stream(self, plan: SamplingPlan) -> Iterator[Tensor]:
+        if plan.prompt.shape[1] == plan.seq_len:
+            return
+        modules = list(self.modules())
+        guided = not (plan.guidance.is_conditional or plan.guidance.is_unconditional)
+        with inference(modules):
+            scales = plan.guidance.scales(plan.seq_len).to(self.proj_in.weight.device)
+            cond, state = self._first_step(plan, guided)
+        for i in range(plan.prompt.shape[1], plan.seq_len):
+            with inference(modules):
+                token = plan.draw(*cond.chunk(2), scales[i]) if guided else plan.draw(cond)
+            yield token.clone()  # no tensor of this block's inference mode: it can be trained on
+            if i + 1 < plan.seq_len:
+                with inference(modules):
+                    embeds = self._embed(token.unsqueeze(1))
+                    cond, state = plan.step(torch.cat((embeds, embeds)) if guided else embeds, state)
+
+    def _first_step(self, plan: SamplingPlan, guided: bool) -> tuple[Tensor, State]:
+        """Reads conditions and prompts, each only once, and gives what follows for all sequences.
+
+        If guided, first all sequences with their condition, then all of them without.
+        """
+        prompt = _repeated(plan.prompt, plan.contexts)
+        conditions = {name: _repeated(given, plan.contexts) for name, given in plan.conditions.items()}
+        device = prompt.device
+        dropped = None
+        if guided:
+            prompt = torch.cat((prompt, prompt))
+            conditions = {name: torch.cat((given, given)) for name, given in conditions.items()}
+            dropped = torch.arange(len(prompt), device=device) >= plan.contexts
+        elif plan.guidance.is_unconditional:
+            conditions = {}
+            dropped = torch.ones(plan.contexts, dtype=torch.bool, device=device)
+        condition = self.conditioning(**conditions, dropped=dropped)
+        embeds = torch.cat((self._start(len(prompt)), self._embed(prompt)), dim=1)
+        cond, state = self.backbone.step(embeds, **condition)
+        times = plan.batch_size // plan.contexts
+        return (cond, state) if times == 1 else (cond.repeat_interleave(times, dim=0), state.repeat(times))
 
     def _start(self, batch_size: int) -> Tensor:
         return self.start_token.expand(batch_size, 1, -1)
@@ -165,14 +302,48 @@ class Autoregressive(Module, Pretrained):
     def _embed(self, tokens: Tensor) -> Tensor:
         return self.proj_in(tokens.to(self.proj_in.weight.dtype))
 
-    def _check_tokens(self, name: str, tokens: Tensor, shortest: int = 1) -> None:
+    def _check_tokens(self, name: str, tokens: Tensor, shortest: int = 1, longest: int | None = None) -> None:
+        longest = self.max_seq_len if longest is None else longest
         if not tokens.is_floating_point():
             raise TypeError(f"{name} must hold real numbers, got {tokens.dtype}")
         shape = tuple(tokens.shape)
-        if len(shape) != 3 or shape[0] < 1 or not shortest <= shape[1] <= self.max_seq_len or shape[2] != self.dim_input:
+        if len(shape) != 3 or shape[0] < 1 or not shortest <= shape[1] <= longest or shape[2] != self.dim_input:
             raise ValueError(
-                f"{name} must be of shape (b n {self.dim_input}) with b >= 1 and {shortest} <= n <= {self.max_seq_len}, got {shape}"
+                f"{name} must be of shape (b n {self.dim_input}) with b >= 1 and {shortest} <= n <= {longest}, got {shape}"
             )
+
+
+def _repeated(tensor: Tensor, batch_size: int) -> Tensor:
+    """(m …) to (b …): each of the m as often as it takes, one after the other."""
+    return tensor.repeat_interleave(batch_size // len(tensor), dim=0)
+
+
+def _token_mask(seq: Tensor, lens: Tensor | Sequence[int] | None, mask: Tensor | None) -> Tensor | None:
+    """The mask (b n) of tokens of sequences (b n d), given as lengths or as such a mask."""
+    batch_size, length = seq.shape[:2]
+    if lens is not None and mask is not None:
+        raise ValueError("lens and mask say the same: expected one of them, got both")
+    if lens is not None:
+        lens = torch.as_tensor(lens, device=seq.device)
+        if lens.is_floating_point() or lens.dtype == torch.bool:
+            raise TypeError(f"lens must be whole numbers, got {lens.dtype}")
+        if lens.shape != (batch_size,):
+            raise ValueError(f"lens must be of shape ({batch_size},), got {tuple(lens.shape)}")
+        wrong = lens[(lens < 1) | (lens > length)]
+        if len(wrong):
+            raise ValueError(f"lens must be from 1 to {length}, got {int(wrong[0])}")
+        return torch.arange(length, device=seq.device) < lens.unsqueeze(1)
+    if mask is not None:
+        if mask.dtype != torch.bool:
+            raise TypeError(f"mask must hold booleans, True for tokens, got {mask.dtype}")
+        if mask.shape != (batch_size, length):
+            raise ValueError(f"mask must be of shape ({batch_size}, {length}), got {tuple(mask.shape)}")
+        mask = mask.to(seq.device)
+        if not mask[:, 0].all() or (mask[:, 1:] & ~mask[:, :-1]).any():
+            raise ValueError(
+                "mask must be True for the first tokens of each sequence, at least one, and False for the padding after them"
+            )
+    return mask
 
 
 class AutoregressiveDiffusion(Autoregressive):

@@ -1,4 +1,4 @@
-"""The commands: `ardiff train`, `ardiff resume` and `ardiff sample`.
+"""The commands: `ardiff train`, `ardiff resume`, `ardiff sample` and `ardiff complete`.
 
 A run is one folder: `config.json`, `checkpoints/` and `samples/`.
 """
@@ -52,6 +52,12 @@ def main() -> None:
 @click.option("--image-size", type=click.IntRange(1), help=f"Height and width of the images. {_by_source('image_size')}")
 @click.option("--patch-size", type=click.IntRange(1), help=f"Height and width of a token. {_by_source('patch_size')}")
 @click.option("--channels", type=click.IntRange(1, 4), help=f"1 grey, 3 RGB, 2 and 4 with opacity. {_by_source('channels')}")
+@click.option(
+    "--labels/--no-labels",
+    default=False,
+    show_default=True,
+    help="Learn what to draw: one class for each folder in SOURCE, or the digits 0 to 9.",
+)
 @click.option("--dim", type=click.IntRange(1), help=f"Width of the transformer. {_by_source('dim')}")
 @click.option("--depth", type=click.IntRange(1), help=f"Layers of the transformer. {_by_source('depth')}")
 @click.option("--heads", type=click.IntRange(1), help=f"Attention heads of the transformer. {_by_source('heads')}")
@@ -105,6 +111,7 @@ def train(source: str, run_folder: Path | None, **options) -> None:
             image_size=options["image_size"],
             patch_size=options["patch_size"],
             channels=options["channels"],
+            num_classes=None,
             model=dict(
                 dim=options["dim"],
                 depth=options["depth"],
@@ -114,7 +121,10 @@ def train(source: str, run_folder: Path | None, **options) -> None:
                 **{f"{options['head']}_kwargs": dict(num_noise_draws=options["noise_draws"])},
             ),
         ),
-        dataset=dict(augment_horizontal_flip=options["flip"], skip_damaged=options["skip_damaged"]),
+        dataset=dict(
+            labels_from_folders=options["labels"], augment_horizontal_flip=options["flip"], skip_damaged=options["skip_damaged"]
+        ),
+        classes=None,
         trainer=dict(
             num_train_steps=options["steps"],
             max_minutes=options["minutes"],
@@ -133,7 +143,9 @@ def train(source: str, run_folder: Path | None, **options) -> None:
         raise click.ClickException(
             f"{run_folder} lies in {source}, its samples would be trained on: name another folder with --run"
         )
-    trainer = _build(config, run_folder)
+    dataset, config["classes"] = _dataset(config)
+    config["model"]["num_classes"] = config["classes"] and len(config["classes"])
+    trainer = _build(config, dataset, run_folder)
     run_folder.mkdir(parents=True, exist_ok=True)
     _write_config(config, run_folder)
     _train(trainer, run_folder)
@@ -147,77 +159,213 @@ def resume(run_folder: Path, steps: int | None, minutes: float | None) -> None:
     """Go on with RUN from its newest checkpoint."""
     config = _read_config(run_folder)
     config["trainer"] |= dict(num_train_steps=steps or config["trainer"]["num_train_steps"], max_minutes=minutes)
-    trainer = _build(config, run_folder, resume=True)
+    dataset, classes = _dataset(config)
+    if classes != config["classes"]:
+        raise click.ClickException(
+            f"{config['source']} has other classes than when the run was started: {_listed(classes)} instead of "
+            f"{_listed(config['classes'])}"
+        )
+    trainer = _build(config, dataset, run_folder, resume=True)
     if trainer.step >= trainer.num_train_steps:
         raise click.ClickException(f"{run_folder} is at step {trainer.step} of {trainer.num_train_steps}: --steps asks for more")
     _write_config(config, run_folder)
     _train(trainer, run_folder)
 
 
+def _sampling_options(default_count: int, counted: str):
+    """The options that the commands which draw images share."""
+    options = [
+        click.option("--count", type=click.IntRange(1), default=default_count, show_default=True, help=counted),
+        click.option(
+            "--output", type=click.Path(path_type=Path), help="File of the grid. [default: a new one in the run's samples/]"
+        ),
+        click.option(
+            "--files", type=click.Path(file_okay=False, path_type=Path), help="Also write each image as a file into this folder."
+        ),
+        click.option("--checkpoint", type=click.IntRange(1), help="Step of the checkpoint to use. [default: the newest]"),
+        click.option(
+            "--label",
+            "names",
+            multiple=True,
+            metavar="NAME",
+            help="What to draw, the name or number of a class; several of them if given several times. [default: all]",
+        ),
+        click.option(
+            "--guidance",
+            type=click.FloatRange(0),
+            default=1.0,
+            show_default=True,
+            help="Above 1 to follow labels more closely; 0 for no label.",
+        ),
+        click.option(
+            "--guidance-schedule",
+            type=click.Choice(["constant", "linear"]),
+            default="constant",
+            show_default=True,
+            help="Linear grows from about 1 at the first token.",
+        ),
+        click.option(
+            "--guidance-interval",
+            type=(float, float),
+            metavar="LOW HIGH",
+            help="Guide only between these noise levels. [default: at all]",
+        ),
+        click.option("--solver", help="Solver of the head's sampler, such as euler, midpoint or dpmpp_2m. [default: the model's]"),
+        click.option("--steps", type=click.IntRange(1), help="Steps of the solver for each token. [default: as many as suit it]"),
+        click.option("--temperature", type=click.FloatRange(0), default=1.0, show_default=True, help="Below 1 for less variety."),
+        click.option("--batch-size", type=click.IntRange(1), default=64, show_default=True, help="Images drawn at a time."),
+        click.option(
+            "--precision",
+            type=click.Choice(["no", "bf16"]),
+            default="no",
+            show_default=True,
+            help="bf16 rounds the weights: faster where the device has instructions for it.",
+        ),
+        click.option("--compile", is_flag=True, help="Compile the model first: takes minutes, and pays for many images."),
+        click.option("--seed", type=SEED, default=0, show_default=True, help="The same seed and batch size give the same images."),
+    ]
+
+    def decorate(command):
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
 @main.command(short_help="Draw images with a trained model.")
 @click.argument("run_folder", metavar="RUN", type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.option("--count", type=click.IntRange(1), default=64, show_default=True, help="How many images.")
-@click.option(
-    "--output", type=click.Path(path_type=Path), help="File of the grid. [default: sample.SEED.png in the run's samples/]"
-)
-@click.option("--files", type=click.Path(file_okay=False, path_type=Path), help="Also write each image as a file into this folder.")
-@click.option("--checkpoint", type=click.IntRange(1), help="Step of the checkpoint to use. [default: the newest]")
-@click.option("--solver", help="Solver of the head's sampler, such as euler, midpoint or dpmpp_2m. [default: the model's]")
-@click.option("--steps", type=click.IntRange(1), help="Steps of the solver for each token. [default: as many as suit it]")
-@click.option("--temperature", type=click.FloatRange(0), default=1.0, show_default=True, help="Below 1 for less variety.")
-@click.option("--batch-size", type=click.IntRange(1), default=64, show_default=True, help="Images drawn at a time.")
-@click.option(
-    "--precision",
-    type=click.Choice(["no", "bf16"]),
-    default="no",
-    show_default=True,
-    help="bf16 rounds the weights: faster where the device has instructions for it.",
-)
-@click.option("--compile", is_flag=True, help="Compile the model first: takes minutes, and pays for many images.")
-@click.option("--seed", type=SEED, default=0, show_default=True, help="The same seed and batch size give the same images.")
-def sample(
-    run_folder: Path,
-    count: int,
-    output: Path | None,
-    files: Path | None,
-    checkpoint: int | None,
-    solver: str | None,
-    steps: int | None,
-    temperature: float,
-    batch_size: int,
-    precision: str,
-    compile: bool,
-    seed: int,
-) -> None:
+@_sampling_options(64, "How many images; with labels the next multiple of their number, a row for each.")
+def sample(run_folder: Path, count: int, batch_size: int, **options) -> None:
     """Draw images with the model of RUN, into one picture and, if asked, into single files."""
-    import torch
-    from accelerate import PartialState
-
     from autoregressive_diffusion_pytorch.image import draw_images
-    from autoregressive_diffusion_pytorch.image_trainer import newest_checkpoint, save_image_files, save_image_grid
 
-    output = output or run_folder / "samples" / f"sample.{seed}.png"
-    if output.suffix.lower() != ".png":
-        raise click.BadParameter(f"{output} must end in .png", param_hint="--output")
-    config = _read_config(run_folder)
-    checkpoints = run_folder / "checkpoints"
-    folder = checkpoints / f"checkpoint.{checkpoint}" if checkpoint else newest_checkpoint(checkpoints)
-    if folder is None or not folder.is_dir():
-        raise click.ClickException(f"{checkpoints} holds no checkpoint{f' of step {checkpoint}' if checkpoint else ''}")
-    model = _model_class(config).from_pretrained(folder).to(PartialState().device)
-    if precision == "bf16":
-        model.to(torch.bfloat16)
-    options = dict(solver=solver, num_steps=steps, temperature=temperature, compile=compile)
+    run = _SamplingRun(run_folder, f"sample.{options['seed']}.png", **options)
+    labels, columns = run.labels, None
+    if labels:
+        import torch
+
+        columns = -(-count // len(labels))
+        labels, count = torch.tensor(labels).repeat_interleave(columns), columns * len(labels)
+    kwargs = dict(run.sample_kwargs, labels=labels)
+    run.save(draw_images(run.model, count, batch_size=batch_size, seed=run.seed, progress=True, **kwargs), columns)
+
+
+@main.command(short_help="Draw the rest of an image, below its first rows.")
+@click.argument("run_folder", metavar="RUN", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument("image_file", metavar="IMAGE", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--keep-rows", type=click.IntRange(0), required=True, help="Rows of pixels to keep: a multiple of the patch size.")
+@_sampling_options(8, "How many completions; of each label, if it draws labels.")
+def complete(run_folder: Path, image_file: Path, keep_rows: int, count: int, batch_size: int, **options) -> None:
+    """Draw the rest of IMAGE, scaled and cropped to the size of the model of RUN, below its first rows."""
+    import torch
+
+    from autoregressive_diffusion_pytorch.image_dataset import DamagedImageError, read_image
+
+    run = _SamplingRun(run_folder, f"complete.{image_file.stem}.{options['seed']}.png", **options)
+    model = run.model
+    generator = torch.Generator(run.device).manual_seed(run.seed)
     try:
-        model.stream(**options)  # checks them
-    except ValueError as error:
+        image = read_image(image_file, model.image_size, model.channels).unsqueeze(0).to(run.device)
+        completions = [
+            model.complete(
+                image,
+                keep_rows,
+                num_completions=min(batch_size, count - start),
+                labels=label,
+                generator=generator,
+                progress=True,
+                **run.sample_kwargs,
+            ).cpu()
+            for label in run.labels or [None]
+            for start in range(0, count, batch_size)
+        ]
+    except (DamagedImageError, ValueError) as error:
         raise click.ClickException(str(error)) from error
-    images = draw_images(model, count, batch_size=batch_size, seed=seed, progress=True, **options)
-    save_image_grid(images, output)
-    click.echo(output)
-    if files:
-        save_image_files(images, files)
-        click.echo(f"{files}: {count} files")
+    run.save(torch.cat(completions), count if run.labels else None)
+
+
+class _SamplingRun:
+    """A run that images are drawn with: its model, what to tell it, and where the images go. What is wrong is told in one line."""
+
+    def __init__(
+        self,
+        run_folder: Path,
+        default_output: str,
+        *,
+        output: Path | None,
+        files: Path | None,
+        checkpoint: int | None,
+        names: tuple[str, ...],
+        guidance: float,
+        guidance_schedule: str,
+        guidance_interval: tuple[float, float] | None,
+        solver: str | None,
+        steps: int | None,
+        temperature: float,
+        precision: str,
+        compile: bool,
+        seed: int,
+    ):
+        import torch
+        from accelerate import PartialState
+
+        from autoregressive_diffusion_pytorch.image_trainer import newest_checkpoint
+
+        self.output = output or run_folder / "samples" / default_output
+        self.files = files
+        self.seed = seed
+        if self.output.suffix.lower() != ".png":
+            raise click.BadParameter(f"{self.output} must end in .png", param_hint="--output")
+        config = _read_config(run_folder)
+        checkpoints = run_folder / "checkpoints"
+        folder = checkpoints / f"checkpoint.{checkpoint}" if checkpoint else newest_checkpoint(checkpoints)
+        if folder is None or not folder.is_dir():
+            raise click.ClickException(f"{checkpoints} holds no checkpoint{f' of step {checkpoint}' if checkpoint else ''}")
+        self.device = PartialState().device
+        self.model = _model_class(config).from_pretrained(folder).to(self.device)
+        if precision == "bf16":
+            self.model.to(torch.bfloat16)
+
+        self.classes = config["classes"]
+        self.labels = self._labels(names, guidance)
+        self.sample_kwargs = dict(solver=solver, num_steps=steps, temperature=temperature, compile=compile)
+        self.sample_kwargs |= dict(
+            guidance_scale=guidance, guidance_schedule=guidance_schedule, guidance_interval=guidance_interval
+        )
+        try:
+            self.model.stream(labels=self.labels, **self.sample_kwargs)  # checks them
+        except ValueError as error:
+            raise click.ClickException(str(error)) from error
+
+    def _labels(self, names: tuple[str, ...], guidance: float) -> list[int] | None:
+        """The labels that are to be drawn, None for none."""
+        if self.classes is None:
+            if names:
+                raise click.ClickException("the run has no labels: `ardiff train --labels` trains one that has")
+            return None
+        labels = []
+        for name in names:
+            if name in self.classes:
+                labels.append(self.classes.index(name))
+            elif name.isdecimal() and int(name) < len(self.classes):
+                labels.append(int(name))
+            else:
+                known = ", ".join(self.classes)
+                raise click.BadParameter(f"{name!r} is none of {known}, nor the number of one", param_hint="--label")
+        if not labels and guidance > 0:
+            labels = list(range(len(self.classes)))
+        return labels or None
+
+    def save(self, images, columns: int | None) -> None:
+        """Writes the grid, with labels a row of `columns` images for each, and the files."""
+        from autoregressive_diffusion_pytorch.image_trainer import save_image_files, save_image_grid
+
+        save_image_grid(images, self.output, columns, self.labels and [self.classes[label] for label in self.labels])
+        click.echo(self.output)
+        if self.files:
+            save_image_files(images, self.files)
+            click.echo(f"{self.files}: {len(images)} files")
 
 
 def _new_run(name: str) -> Path:
@@ -245,21 +393,37 @@ def _model_class(config: dict):
     return {"diffusion": ImageAutoregressiveDiffusion, "flow": ImageAutoregressiveFlow}[config["head"]]
 
 
-def _build(config: dict, run_folder: Path, resume: bool = False):
+def _listed(classes: list[str] | None) -> str:
+    return ", ".join(classes) if classes else "none"
+
+
+def _dataset(config: dict):
+    """The images of a run, and the names of its classes if it has any. What is wrong is told in one line."""
+    from torch.utils.data import TensorDataset
+
+    from autoregressive_diffusion_pytorch.image_dataset import ImageDataset, digits
+
+    options = config["dataset"]
+    try:
+        if config["source"] == "digits":
+            images, labels = digits()
+            return (TensorDataset(images, labels), list("0123456789")) if options["labels_from_folders"] else (images, None)
+        size, channels = config["model"]["image_size"], config["model"]["channels"]
+        dataset = ImageDataset(config["source"], size, channels=channels, **options)
+        return dataset, dataset.classes if options["labels_from_folders"] else None
+    except (ValueError, OSError, ModuleNotFoundError) as error:
+        raise click.ClickException(str(error)) from error
+
+
+def _build(config: dict, dataset, run_folder: Path, resume: bool = False):
     """The trainer of a run. What is wrong with the arguments is told in one line."""
     from accelerate.utils import set_seed
 
-    from autoregressive_diffusion_pytorch.image_dataset import ImageDataset, digits
     from autoregressive_diffusion_pytorch.image_trainer import ImageTrainer, best_precision
 
     precision = best_precision() if config["precision"] == "auto" else config["precision"]
     set_seed(config["seed"])  # for the weights
     try:
-        if config["source"] == "digits":
-            dataset = digits()
-        else:
-            size, channels = config["model"]["image_size"], config["model"]["channels"]
-            dataset = ImageDataset(config["source"], size, channels=channels, **config["dataset"])
         trainer = ImageTrainer(
             _model_class(config)(**config["model"]),
             dataset=dataset,
@@ -273,7 +437,7 @@ def _build(config: dict, run_folder: Path, resume: bool = False):
         # other noise in each process, and after each start: a resumed run must not see the same order of images again
         set_seed(config["seed"] + trainer.step, device_specific=True)
         return trainer
-    except (ValueError, OSError, ModuleNotFoundError) as error:
+    except (ValueError, OSError) as error:
         raise click.ClickException(str(error)) from error
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Literal
 
 import torch
 from einops import rearrange
@@ -34,7 +35,10 @@ class ImageAutoregressive(Module, Pretrained):
         channels: channels of the images.
         train_max_noise: in [0, 1). While training, the transformer reads past tokens that are mixed with noise, an image's
             share of noise drawn evenly from 0 to this number: so it learns to go on from its own, imperfect tokens.
-        model: arguments of the sequence model, but for `dim_input` and `max_seq_len`, which follow from the sizes.
+        num_classes: number of labels to tell it what to draw, none by default.
+        dim_cond: width of vectors to tell it what to draw, none by default.
+        model: arguments of the sequence model, but for `dim_input` and `max_seq_len`, which follow from the sizes. Its head holds
+            tokens in the range of images while sampling with guidance, unless told otherwise (`clamp_during_sampling`).
         model_class: class of the sequence model.
     """
 
@@ -45,6 +49,8 @@ class ImageAutoregressive(Module, Pretrained):
         patch_size: int | tuple[int, int],
         channels: int = 3,
         train_max_noise: float = 0.0,
+        num_classes: int | None = None,
+        dim_cond: int | None = None,
         model: dict,
         model_class: type[Autoregressive],
     ):
@@ -59,42 +65,95 @@ class ImageAutoregressive(Module, Pretrained):
         for name in ("dim_input", "max_seq_len"):
             if name in model:
                 raise ValueError(f"model must not hold {name!r}: it follows from image_size, patch_size and channels")
+        for name in ("num_classes", "dim_cond"):
+            if name in model:
+                raise ValueError(f"model must not hold {name!r}: it is an argument of the image model itself")
         self.channels = channels
         self.train_max_noise = train_max_noise
+        self.num_classes = num_classes
+        self.dim_cond = dim_cond
 
         rows, columns = (image // patch for image, patch in zip(self.image_size, self.patch_size, strict=True))
         dim_input = channels * self.patch_size[0] * self.patch_size[1]
-        self.model = model_class(**model, dim_input=dim_input, max_seq_len=(rows, columns))
+        sizes = dict(dim_input=dim_input, max_seq_len=(rows, columns))
+        head_kwargs = dict(clamp_during_sampling="guided") | (model.get(model_class.head_argument) or {})
+        model = model | {model_class.head_argument: head_kwargs}
+        self.model = model_class(**model, **sizes, num_classes=num_classes, dim_cond=dim_cond)
 
     def _resolved_arguments(self) -> dict:
-        derived = ("dim_input", "max_seq_len")
+        derived = ("dim_input", "max_seq_len", "num_classes", "dim_cond")
         return dict(model={name: value for name, value in self.model.config.items() if name not in derived})
 
-    def forward(self, images: Tensor, *, loss_reduction: str = "mean") -> Tensor:
-        """The loss of images (b c h w) with values in [0, 1]; with `loss_reduction = "none"` one for each patch, (b n)."""
-        shape = (self.channels, *self.image_size)
-        if not images.is_floating_point():
-            raise TypeError(f"images must be real numbers in [0, 1], got {images.dtype}: divide 8-bit values by 255")
-        if images.ndim != 4 or images.shape[1:] != shape:
-            raise ValueError(f"images must be of shape (b {shape[0]} {shape[1]} {shape[2]}), got {tuple(images.shape)}")
+    def forward(
+        self,
+        images: Tensor,
+        *,
+        labels: Tensor | None = None,
+        cond: Tensor | None = None,
+        cond_mask: Tensor | None = None,
+        loss_reduction: Literal["mean", "none"] = "mean",
+    ) -> Tensor:
+        """The loss of images (b c h w) with values in [0, 1]; with `loss_reduction = "none"` one for each patch, (b n).
+
+        `labels`, `cond` and `cond_mask` as of `Autoregressive.forward`.
+        """
+        self._check_images(images)
         tokens = patchify(images * 2 - 1, self.patch_size)
         noised = None
         if self.training and self.train_max_noise > 0:
             share = self.train_max_noise * torch.rand(len(tokens), 1, 1, device=tokens.device, dtype=tokens.dtype)
             noised = tokens.lerp(torch.randn_like(tokens), share)
-        return self.model(tokens, noised_seq=noised, loss_reduction=loss_reduction)
+        conditions = dict(labels=labels, cond=cond, cond_mask=cond_mask)
+        return self.model(tokens, **conditions, noised_seq=noised, loss_reduction=loss_reduction)
 
-    def sample(self, batch_size: int = 1, *, compile: bool = False, progress: bool = False, **sampler_kwargs) -> Tensor:
-        """Draws images (b c h w) with values in [0, 1]. Arguments as of `Autoregressive.sample`, but for `prompt`."""
-        return self._to_images(self.model.sample(batch_size, None, compile=compile, progress=progress, **sampler_kwargs))
+    def sample(self, batch_size: int = 1, *, progress: bool = False, **kwargs) -> Tensor:
+        """Draws images (b c h w) with values in [0, 1].
 
-    def stream(self, batch_size: int = 1, *, compile: bool = False, **sampler_kwargs) -> Iterator[Tensor]:
+        Arguments as of `Autoregressive.sample`, but for `prompt` and `seq_len`: `labels`, `cond`, `cond_mask`, `guidance_scale`,
+        `guidance_schedule`, `guidance_interval`, `compile`, `num_steps`, `solver`, `temperature`, `generator`.
+        """
+        return self._to_images(self.model.sample(batch_size, None, seq_len=None, progress=progress, **kwargs))
+
+    def stream(self, batch_size: int = 1, **kwargs) -> Iterator[Tensor]:
         """The images of `sample`, (b c h w), after each patch; grey where nothing is drawn yet.
 
         Arguments as of `sample`, but for `progress`.
         """
-        tokens = self.model.stream(batch_size, None, compile=compile, **sampler_kwargs)
-        return self._grow(tokens)
+        return self._grow(self.model.stream(batch_size, None, seq_len=None, **kwargs))
+
+    def complete(self, images: Tensor, keep_rows: int, *, num_completions: int = 1, progress: bool = False, **kwargs) -> Tensor:
+        """Draws anew what lies below the first rows of images.
+
+        Args:
+            images: (b c h w) with values in [0, 1].
+            keep_rows: rows of pixels to keep, from 0 to the height, a multiple of the patch height. They come back untouched.
+            num_completions: of each image, one after the other; they share the work of reading it.
+
+        Further arguments as of `sample`.
+
+        Returns:
+            Images (b · num_completions, c h w).
+        """
+        self._check_images(images)
+        check_positive_int(num_completions=num_completions)
+        height, patch = self.image_size[0], self.patch_size[0]
+        if not isinstance(keep_rows, int) or not 0 <= keep_rows <= height or keep_rows % patch:
+            raise ValueError(f"keep_rows must be a multiple of the patch height {patch} from 0 to {height}, got {keep_rows!r}")
+        kept = images[:, :, :keep_rows]
+        prompt = patchify(kept * 2 - 1, self.patch_size)
+        completed = self._to_images(
+            self.model.sample(len(images) * num_completions, prompt, seq_len=None, progress=progress, **kwargs)
+        )
+        # as they were: to tokens and back is not exact
+        completed[:, :, :keep_rows] = kept.repeat_interleave(len(completed) // len(kept), dim=0)
+        return completed
+
+    def _check_images(self, images: Tensor) -> None:
+        shape = (self.channels, *self.image_size)
+        if not images.is_floating_point():
+            raise TypeError(f"images must be real numbers in [0, 1], got {images.dtype}: divide 8-bit values by 255")
+        if images.ndim != 4 or images.shape[1:] != shape:
+            raise ValueError(f"images must be of shape (b {shape[0]} {shape[1]} {shape[2]}), got {tuple(images.shape)}")
 
     def _grow(self, tokens: Iterator[Tensor]) -> Iterator[Tensor]:
         seq = None
@@ -109,11 +168,10 @@ class ImageAutoregressive(Module, Pretrained):
 
 
 class ImageAutoregressiveDiffusion(ImageAutoregressive):
-    """Images by `AutoregressiveDiffusion`, denoised tokens held in the range of images. Arguments as of `ImageAutoregressive`."""
+    """Images by `AutoregressiveDiffusion`. Arguments as of `ImageAutoregressive`."""
 
-    def __init__(self, *, model: dict, **kwargs):
-        diffusion_kwargs = dict(clamp_during_sampling=True) | (model.get("diffusion_kwargs") or {})
-        super().__init__(model=model | dict(diffusion_kwargs=diffusion_kwargs), model_class=AutoregressiveDiffusion, **kwargs)
+    def __init__(self, **kwargs):
+        super().__init__(model_class=AutoregressiveDiffusion, **kwargs)
 
 
 class ImageAutoregressiveFlow(ImageAutoregressive):
@@ -123,11 +181,22 @@ class ImageAutoregressiveFlow(ImageAutoregressive):
         super().__init__(model_class=AutoregressiveFlow, **kwargs)
 
 
-def draw_images(model: ImageAutoregressive, count: int, *, batch_size: int, seed: int, **kwargs) -> Tensor:
+def draw_images(
+    model: ImageAutoregressive, count: int, *, batch_size: int, seed: int, labels: Tensor | None = None, **kwargs
+) -> Tensor:
     """Draws `count` images, `batch_size` at a time so that memory does not limit their number, onto the CPU.
 
-    The same seed and batch size give the same images. Further arguments go to `sample`.
+    The same seed and batch size give the same images.
+
+    Args:
+        labels: (count,), of a model with classes.
+
+    Further arguments go to `sample`.
     """
     generator = torch.Generator(next(model.parameters()).device).manual_seed(seed)
-    sizes = [min(batch_size, count - start) for start in range(0, count, batch_size)]
-    return torch.cat([model.sample(size, generator=generator, **kwargs).cpu() for size in sizes])
+    images = []
+    for start in range(0, count, batch_size):
+        stop = min(start + batch_size, count)
+        part = None if labels is None else labels[start:stop]
+        images.append(model.sample(stop - start, labels=part, generator=generator, **kwargs).cpu())
+    return torch.cat(images)

@@ -1,18 +1,20 @@
-"""Images as tensors: a folder of them, or the built-in digits."""
+"""Images as tensors, with their labels: a folder of them, any other dataset, or the built-in digits."""
 
 from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import Dataset
+from torchvision.datasets.folder import find_classes
 from torchvision.transforms.functional import hflip, pil_to_tensor
 
 from autoregressive_diffusion_pytorch.checks import as_height_and_width, check_choice
@@ -26,7 +28,7 @@ class DamagedImageError(ValueError):
 
 
 class ImageDataset(Dataset):
-    """The images of a folder and all folders in it, each as a tensor (c h w) with values in [0, 1].
+    """The images of a folder and all folders in it, each as a tensor (c h w) with values in [0, 1], if asked with a label.
 
     An image is turned upright as its EXIF orientation says, brought to the wanted number of channels, scaled to cover
     `image_size` and cropped around its centre. Transparent parts show white where the channels hold no transparency.
@@ -36,6 +38,8 @@ class ImageDataset(Dataset):
         image_size: height and width of the tensors, one number for square ones.
         channels: 1 (grey), 2 (grey and opacity), 3 (RGB) or 4 (RGB and opacity).
         exts: endings of the files to read, in any case.
+        labels_from_folders: each folder in `folder` holds a class, and an item is a pair (image, label). As in torchvision's
+            `ImageFolder`, `classes` are their names, sorted, and `class_to_idx` has the label of each.
         augment_horizontal_flip: mirror each image with probability 1/2, anew each time it is read.
         skip_damaged: read every file once now, and leave out those that cannot be read, with one warning that lists them.
             Otherwise a damaged file raises a `DamagedImageError`, a ValueError that names it, when its turn comes.
@@ -43,7 +47,7 @@ class ImageDataset(Dataset):
     Raises:
         FileNotFoundError: if the folder is missing.
         NotADirectoryError: if it is a file.
-        ValueError: if it holds no image.
+        ValueError: if it holds no image, or with `labels_from_folders` no folder, or a folder without images.
     """
 
     def __init__(
@@ -53,6 +57,7 @@ class ImageDataset(Dataset):
         *,
         channels: int = 3,
         exts: Sequence[str] = EXTENSIONS,
+        labels_from_folders: bool = False,
         augment_horizontal_flip: bool = False,
         skip_damaged: bool = False,
     ):
@@ -63,33 +68,41 @@ class ImageDataset(Dataset):
         self.augment_horizontal_flip = augment_horizontal_flip
 
         self.paths = find_images(self.folder, exts)
+        self.labels_from_folders = labels_from_folders
+        if labels_from_folders:
+            self._find_classes()
         if skip_damaged:
             self._leave_out_damaged()
 
     def __len__(self) -> int:
         return len(self.paths)
 
-    def __getitem__(self, index: int) -> Tensor:
-        image = pil_to_tensor(self._read(self.paths[index])).float() / 255
+    def __getitem__(self, index: int) -> Tensor | tuple[Tensor, int]:
+        path = self.paths[index]
+        image = read_image(path, self.image_size, self.channels)
         if self.augment_horizontal_flip and torch.rand(()) < 0.5:
             image = hflip(image)
-        return image
+        return (image, self.class_to_idx[self._class_of(path)]) if self.labels_from_folders else image
 
-    def _read(self, path: Path) -> Image.Image:
-        try:
-            with Image.open(path) as image:
-                # a JPEG decodes much faster at 1/2, 1/4 or 1/8 of its size; twice the wanted size is enough to scale down from
-                image.draft(None, (2 * max(self.image_size),) * 2)
-                image = convert_channels(ImageOps.exif_transpose(image), self.channels)
-        except Exception as error:  # damaged files raise all kinds of errors in Pillow's decoders
-            raise DamagedImageError(f"{path} cannot be read as an image: {error}") from error
-        height, width = self.image_size
-        return ImageOps.fit(image, (width, height), method=Image.Resampling.LANCZOS)
+    def _class_of(self, path: Path) -> str:
+        return path.relative_to(self.folder).parts[0]
+
+    def _find_classes(self) -> None:
+        if all(path.parent == self.folder for path in self.paths):
+            raise ValueError(f"folder {self.folder} holds no folder of images: labels_from_folders = True takes one for each class")
+        self.classes, self.class_to_idx = find_classes(self.folder)
+        loose = [path for path in self.paths if path.parent == self.folder]
+        if loose:
+            warnings.warn(f"{len(loose)} images are in no class's folder and left out, such as {loose[0]}", stacklevel=3)
+        self.paths = [path for path in self.paths if path.parent != self.folder]
+        empty = sorted(set(self.classes) - {self._class_of(path) for path in self.paths})
+        if empty:
+            raise ValueError(f"folder {self.folder} has classes without images: {', '.join(empty)}")
 
     def _leave_out_damaged(self) -> None:
         def fault(path: Path) -> str | None:
             try:
-                self._read(path)
+                read_image(path, self.image_size, self.channels)
             except DamagedImageError as error:
                 return str(error)
 
@@ -115,6 +128,28 @@ def find_images(folder: Path, exts: Sequence[str] = EXTENSIONS) -> list[Path]:
     if not paths:
         raise ValueError(f"folder {folder} holds no image: looked for the endings {', '.join(sorted(suffixes))}")
     return sorted(paths)
+
+
+def read_image(path: Path, image_size: tuple[int, int], channels: int) -> Tensor:
+    """The image of a file as `ImageDataset` gives it.
+
+    Raises:
+        DamagedImageError: if the file cannot be read as an image.
+    """
+    try:
+        with Image.open(path) as image:
+            # a JPEG decodes much faster at 1/2, 1/4 or 1/8 of its size; twice the wanted size is enough to scale down from
+            image.draft(None, (2 * max(image_size),) * 2)
+            return fit_image(ImageOps.exif_transpose(image), image_size, channels)
+    except Exception as error:  # damaged files raise all kinds of errors in Pillow's decoders
+        raise DamagedImageError(f"{path} cannot be read as an image: {error}") from error
+
+
+def fit_image(image: Image.Image, image_size: tuple[int, int], channels: int) -> Tensor:
+    """An image of any kind and size as a tensor (c h w) with values in [0, 1]."""
+    height, width = image_size
+    image = ImageOps.fit(convert_channels(image, channels), (width, height), method=Image.Resampling.LANCZOS)
+    return pil_to_tensor(image).float() / 255
 
 
 def convert_channels(image: Image.Image, channels: int) -> Image.Image:
@@ -145,8 +180,62 @@ def _to_8_bit(image: Image.Image) -> Image.Image:
     return grey
 
 
-def digits() -> Tensor:
-    """The 1,797 handwritten digits that come with scikit-learn, as a tensor (1797 1 8 8) with values in [0, 1].
+class TrainingItems(Dataset):
+    """Another dataset's items as dictionaries: `images`, a tensor (c h w), and where there are any `labels`, `cond`, `cond_mask`.
+
+    Args:
+        dataset: gives images, tuples (image, label), or mappings with an image under one of `IMAGE_KEYS`, a label under one of
+            `LABEL_KEYS`, and vectors under "cond" and "cond_mask". An image is a tensor (c h w), 8-bit or with values in [0, 1],
+            or a Pillow image.
+        image_size: height and width that Pillow images are brought to.
+        channels: their channels.
+    """
+
+    IMAGE_KEYS = ("image", "images", "img", "pixel_values")
+    LABEL_KEYS = ("label", "labels")
+
+    def __init__(self, dataset: Dataset, image_size: tuple[int, int] | None = None, channels: int | None = None):
+        self.dataset = dataset
+        self.image_size = image_size
+        self.channels = channels
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        item = self.dataset[index]
+        if isinstance(item, Mapping):
+            keys = dict(images=self.IMAGE_KEYS, labels=self.LABEL_KEYS, cond=("cond",), cond_mask=("cond_mask",))
+            parts = {name: next((item[key] for key in known if key in item), None) for name, known in keys.items()}
+        elif isinstance(item, (tuple, list)) and len(item) in (1, 2):
+            parts = dict(zip(("images", "labels"), item, strict=False))
+        else:
+            parts = dict(images=item)
+        parts["images"] = self._to_tensor(parts["images"], item)
+        return {name: part for name, part in parts.items() if part is not None}
+
+    def _to_tensor(self, image: Any, item: Any) -> Tensor:
+        if isinstance(image, Image.Image) and self.image_size is not None:
+            return fit_image(image, self.image_size, self.channels)
+        if isinstance(image, Tensor):
+            return image / 255 if image.dtype == torch.uint8 else image
+        kind = f"with the keys {', '.join(map(repr, item))}" if isinstance(item, Mapping) else f"of type {type(item).__name__}"
+        raise TypeError(
+            "dataset must give images (tensors c h w, or Pillow images), pairs (image, label) or mappings with an image under one "
+            f"of {', '.join(map(repr, self.IMAGE_KEYS))}; got an item {kind}"
+        )
+
+    @property
+    def classes(self) -> list[str] | None:
+        """The names of the labels, where the dataset knows them: as torchvision's or Hugging Face's datasets do."""
+        if (classes := getattr(self.dataset, "classes", None)) is not None:
+            return list(map(str, classes))
+        features = getattr(self.dataset, "features", None) or {}
+        return next((features[key].names for key in self.LABEL_KEYS if hasattr(features.get(key), "names")), None)
+
+
+def digits() -> tuple[Tensor, Tensor]:
+    """The 1,797 handwritten digits that come with scikit-learn: images (1797 1 8 8) with values in [0, 1], and labels (1797,).
 
     The test set of the UCI "Optical Recognition of Handwritten Digits" data (Alpaydin & Kaynak 1998): 17 levels of grey.
 
@@ -159,4 +248,5 @@ def digits() -> Tensor:
         raise ModuleNotFoundError(
             "the digits come with scikit-learn, which is not installed: pip install 'autoregressive-diffusion-pytorch[demo]'"
         ) from error
-    return torch.from_numpy(load_digits().images).float().unsqueeze(1) / 16
+    data = load_digits()
+    return torch.from_numpy(data.images).float().unsqueeze(1) / 16, torch.from_numpy(data.target).long()

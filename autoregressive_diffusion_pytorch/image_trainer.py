@@ -8,8 +8,9 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -17,29 +18,37 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast
 from ema_pytorch import EMA
+from PIL import Image, ImageDraw, ImageFont
 from safetensors.torch import load_model, save_model
 from torch import Tensor
 from torch.nn import Module
 from torch.optim import AdamW
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 from torchvision.transforms.functional import to_pil_image
-from torchvision.utils import save_image
+from torchvision.utils import make_grid
 from tqdm import tqdm
 
 from autoregressive_diffusion_pytorch.checks import check_above_zero, check_choice, check_positive_int
+from autoregressive_diffusion_pytorch.image_dataset import TrainingItems
 from autoregressive_diffusion_pytorch.pretrained import Pretrained
 
 CHECKPOINT = re.compile(r"checkpoint\.(\d+)")
+
+# of the grids of samples, in pixels
+GRID_PADDING = 2
+ROW_NAME_MARGIN = 6
 
 
 class ImageTrainer:
     """Trains a model of images; `trainer()` runs it.
 
     The model needs only `model(images) -> loss` and `model.sample(batch_size=…, generator=…) -> images` with values in [0, 1].
+    Labels and vectors that the dataset gives come to both as `labels`, `cond` and `cond_mask`.
 
     Args:
         model: the model.
-        dataset: gives images (c h w).
+        dataset: any dataset with a length, such as torch's, torchvision's or Hugging Face's, of images, pairs (image, label) or
+            dictionaries (see `TrainingItems`). Pillow images are brought to the size and channels of the model.
         num_train_steps: optimiser steps in all.
         max_minutes: end after this time even if steps are left, as after the last step.
         learning_rate: its highest value, reached after `warmup_steps`.
@@ -52,7 +61,9 @@ class ImageTrainer:
             can load: the averaged weights and the model's arguments, with the state of the training beside them.
         results_folder: holds the grids of samples, `results.STEP.png`.
         save_results_every, checkpoint_every: steps between them; both are also made after the last step.
-        num_samples: images in a grid. They are always drawn with the same seed, so that grids show progress and not luck.
+        num_samples: images in a grid. They are always drawn with the same seed, so that grids show progress and not luck. With
+            labels a grid has one row for each class (at most `num_samples` of them), and as many columns as make up that number.
+            With vectors it shows samples for the first items of the dataset.
         adam_kwargs: further arguments of `torch.optim.AdamW`.
         accelerate_kwargs: arguments of `accelerate.Accelerator`: devices, precision, gradient accumulation.
         ema_kwargs: arguments of `ema_pytorch.EMA`. By default the average reaches back over n^(3/4) of n steps so far, 10,000 at
@@ -97,12 +108,14 @@ class ImageTrainer:
         if max_minutes is not None:
             check_above_zero(max_minutes=max_minutes)
         check_choice("lr_schedule", lr_schedule, ("constant", "cosine"))
+        if not hasattr(dataset, "__len__"):
+            raise TypeError(f"dataset must have a length and give items by their index, got a {type(dataset).__name__}")
         if len(dataset) < 1:
             raise ValueError("dataset holds no image")
         # asked for now, so that a model that cannot be saved is known before it is trained
         self.config = model.config if isinstance(model, Pretrained) else None
 
-        self.dataset = dataset
+        self.dataset = TrainingItems(dataset, getattr(model, "image_size", None), getattr(model, "channels", None))
         self.num_train_steps = num_train_steps
         self.max_minutes = max_minutes
         self.learning_rate = learning_rate
@@ -130,7 +143,7 @@ class ImageTrainer:
         optimizer = AdamW(model.parameters(), lr=learning_rate, **(dict(betas=(0.9, 0.99), weight_decay=0.0) | (adam_kwargs or {})))
         # last images that do not make a full batch in each process are dropped, unless there are no others
         enough = len(dataset) >= batch_size * self.accelerator.num_processes
-        loader = DataLoader(dataset, batch_size=batch_size, shuffle=True, drop_last=enough, **(dataloader_kwargs or {}))
+        loader = DataLoader(self.dataset, batch_size=batch_size, shuffle=True, drop_last=enough, **(dataloader_kwargs or {}))
         self.model, self.optimizer, self.loader = self.accelerator.prepare(model, optimizer, loader)
         self.ema = None
         if self.is_main:
@@ -188,11 +201,11 @@ class ImageTrainer:
         done = (step - self.warmup_steps) / max(self.num_train_steps - self.warmup_steps, 1)
         return self.learning_rate * (0.5 + 0.5 * math.cos(math.pi * done))
 
-    def _batches(self) -> Iterator[Tensor]:
+    def _batches(self) -> Iterator[dict[str, Tensor]]:
         while True:
             yield from self.loader
 
-    def _train_step(self, batches: Iterator[Tensor]) -> Tensor:
+    def _train_step(self, batches: Iterator[dict[str, Tensor]]) -> Tensor:
         self.model.train()
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate_at(self.step)
@@ -201,12 +214,8 @@ class ImageTrainer:
         for i in range(passes):
             # gradients are exchanged between processes only once, with the last pass
             with nullcontext() if i == passes - 1 else self.accelerator.no_sync(self.model):
-                images = next(batches)
-                if not isinstance(images, Tensor):
-                    raise TypeError(
-                        f"dataset must give an image as a tensor (c h w) and nothing else, got a {type(images).__name__}"
-                    )
-                loss = self.model(images)
+                batch = next(batches)
+                loss = self.model(batch.pop("images"), **batch)
                 self.accelerator.backward(loss)
             losses.append(loss.detach())
         self.accelerator.clip_grad_norm_(self.model.parameters(), self.max_grad_norm)
@@ -222,10 +231,32 @@ class ImageTrainer:
         """Draws a grid of samples with the averaged weights, into `results_folder`."""
         if self.is_main:
             generator = torch.Generator(self.accelerator.device).manual_seed(0)
+            conditions, columns, row_names = self._grid_layout
+            count = len(next(iter(conditions.values()))) if conditions else self.num_samples
+            kwargs = {name: given.to(self.accelerator.device) for name, given in conditions.items()} | self.sample_kwargs
             with torch.no_grad():
-                images = self.ema.ema_model.sample(batch_size=self.num_samples, generator=generator, **self.sample_kwargs)
-            save_image_grid(images, self.results_folder / f"results.{self.step}.png")
+                images = self.ema.ema_model.sample(batch_size=count, generator=generator, **kwargs)
+            save_image_grid(images, self.results_folder / f"results.{self.step}.png", columns, row_names)
         self.accelerator.wait_for_everyone()
+
+    @cached_property
+    def _grid_layout(self) -> tuple[dict[str, Tensor], int | None, list[str] | None]:
+        """What the grids show: labels and vectors, the number of columns, and the names of the rows."""
+        conditions = self._conditions_of_first(1)
+        if not conditions or {"labels", "cond"} & self.sample_kwargs.keys():
+            return {}, None, None
+        num_classes = getattr(self.unwrapped_model, "num_classes", None)
+        if conditions.keys() != {"labels"} or num_classes is None:
+            return self._conditions_of_first(self.num_samples), None, None
+        labels, columns = labels_by_row(num_classes, self.num_samples)
+        names = self.dataset.classes or list(map(str, range(num_classes)))
+        return dict(labels=labels), columns, [names[i] for i in labels[::columns]]
+
+    def _conditions_of_first(self, count: int) -> dict[str, Tensor]:
+        """Labels and vectors of the first items of the dataset."""
+        with torch.random.fork_rng(devices=[]):  # augmentations draw random numbers: the training's are not to change
+            items = [self.dataset[i] for i in range(min(count, len(self.dataset)))]
+        return default_collate([{name: part for name, part in item.items() if name != "images"} for item in items])
 
     # checkpoints
 
@@ -303,21 +334,45 @@ def newest_checkpoint(folder: str | Path) -> Path | None:
     return folder / f"checkpoint.{max(steps)}" if steps else None
 
 
-def save_image_grid(images: Tensor, path: str | Path, columns: int | None = None) -> None:
+def labels_by_row(num_classes: int, count: int) -> tuple[Tensor, int]:
+    """Labels of at least `count` images, a class a row, and the number of columns; of more classes than `count` some, evenly."""
+    rows = min(num_classes, count)
+    columns = math.ceil(count / rows)
+    labels = torch.arange(rows) * num_classes // rows
+    return labels.repeat_interleave(columns), columns
+
+
+def save_image_grid(images: Tensor, path: str | Path, columns: int | None = None, row_names: Sequence[str] | None = None) -> None:
     """Writes images (b c h w) in [0, 1] as one PNG picture, small ones enlarged so that they can be seen.
 
     Args:
         images: of more than 4 channels the first three are shown.
         columns: images in a row; by default as many as make the grid about square.
+        row_names: written beside the rows.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     enlarge = max(1, round(48 / max(images.shape[-2:])))
     images = images[:, :3] if images.shape[1] > 4 else images
     images = images.float().repeat_interleave(enlarge, dim=-2).repeat_interleave(enlarge, dim=-1)
+    grid = make_grid(images, nrow=columns or math.ceil(math.sqrt(len(images))), padding=GRID_PADDING)
+    picture = to_pil_image(grid.mul(255).add(0.5).clamp(0, 255).byte().cpu())
+    if row_names is not None:
+        picture = _with_row_names(picture, row_names, images.shape[-2] + GRID_PADDING)
     partial = path.with_name(f"{path.name}.partial")
-    save_image(images, partial, nrow=columns or math.ceil(math.sqrt(len(images))), format="png")
+    picture.save(partial, format="png")
     os.replace(partial, path)
+
+
+def _with_row_names(picture: Image.Image, names: Sequence[str], row_height: int) -> Image.Image:
+    font = ImageFont.load_default(size=max(10, min(16, row_height // 2)))
+    margin = round(max(font.getlength(name) for name in names)) + 2 * ROW_NAME_MARGIN
+    wide = Image.new(picture.mode, (margin + picture.width, picture.height))
+    wide.paste(picture, (margin, 0))
+    draw = ImageDraw.Draw(wide)
+    for i, name in enumerate(names):
+        draw.text((ROW_NAME_MARGIN, GRID_PADDING + (i + 0.5) * row_height), name, fill="white", font=font, anchor="lm")
+    return wide
 
 
 def save_image_files(images: Tensor, folder: str | Path) -> None:

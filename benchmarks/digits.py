@@ -1,18 +1,21 @@
 """Are the digits that a run draws digits, of all kinds, and not copies?
 
     ardiff train digits --head diffusion --run runs/diffusion
-    python benchmarks/digits.py runs/diffusion
+    ardiff train digits --labels --run runs/labels
+    python benchmarks/digits.py runs/diffusion runs/labels
 
 Draws samples with each run and compares them with scikit-learn's 1,797 real digits:
 
 - sure: the share of samples of which a logistic regression, fitted on half of the real digits, is at least 90 % sure. Beside it
   the same share of the other half, and how many of that half it gets right.
 - classes: how many samples it takes for each digit.
+- right, of a run with labels: the share of samples in which it sees the digit that was asked for, at several scales of guidance.
 - nearest: the median distance from a sample to the nearest real digit, and from a real digit to the nearest other one. Copies would
   lie nearer.
 """
 
 import argparse
+import json
 import subprocess
 import sys
 import tempfile
@@ -26,11 +29,11 @@ from sklearn.model_selection import train_test_split
 from sklearn.neighbors import NearestNeighbors
 
 
-def draw(run: str, count: int, seed: int) -> np.ndarray:
+def draw(run: str, count: int, seed: int, guidance: float) -> np.ndarray:
     """Samples (n 64) with values in [0, 16], as the real digits have."""
     with tempfile.TemporaryDirectory() as folder:
         command = [Path(sys.executable).with_name("ardiff"), "sample", run, "--count", str(count), "--batch-size", "500"]
-        command += ["--seed", str(seed), "--files", folder, "--output", f"{folder}/grid/grid.png"]
+        command += ["--seed", str(seed), "--guidance", str(guidance), "--files", folder, "--output", f"{folder}/grid/grid.png"]
         result = subprocess.run(command, capture_output=True, text=True)
         if result.returncode:
             raise SystemExit(result.stderr)
@@ -43,6 +46,9 @@ def main() -> None:
     parser.add_argument("runs", nargs="+", metavar="RUN")
     parser.add_argument("--count", type=int, default=500)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--guidance", nargs="+", type=float, default=[1.0, 1.25, 1.5, 2.0, 3.0, 4.0], help="scales, for runs with labels"
+    )
     args = parser.parse_args()
 
     real, labels = load_digits(return_X_y=True)
@@ -56,12 +62,17 @@ def main() -> None:
     between_real = np.median(neighbours.kneighbors(real)[0][:, 1])
     print(f"held-out real digits: {classifier.score(held_out, held_out_labels):.1%} right, {sure(held_out):.1%} sure")
     print(f"nearest other real digit: {between_real:.2f}\n")
-    print(f"{'run':24} {'sure':>6} {'nearest':>8}  classes 0 to 9")
+    print(f"{'run':24} {'guidance':>8} {'right':>6} {'sure':>6} {'nearest':>8}  classes 0 to 9")
     for run in args.runs:
-        samples = draw(run, args.count, args.seed)
-        counts = np.bincount(classifier.predict(samples), minlength=10)
-        nearest = np.median(neighbours.kneighbors(samples)[0][:, 0])
-        print(f"{run:24} {sure(samples):6.1%} {nearest:8.2f}  {' '.join(f'{count:3}' for count in counts)}", flush=True)
+        labelled = json.loads((Path(run) / "config.json").read_text())["classes"] is not None
+        for guidance in args.guidance if labelled else [1.0]:
+            samples = draw(run, args.count, args.seed, guidance)
+            seen = classifier.predict(samples)
+            # as many of each digit, in their order
+            right = f"{(seen == np.arange(len(seen)) * 10 // len(seen)).mean():.1%}" if labelled else ""
+            nearest = np.median(neighbours.kneighbors(samples)[0][:, 0])
+            counts = " ".join(f"{count:3}" for count in np.bincount(seen, minlength=10))
+            print(f"{run:24} {guidance:8} {right:>6} {sure(samples):6.1%} {nearest:8.2f}  {counts}", flush=True)
 
 
 if __name__ == "__main__":

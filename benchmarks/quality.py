@@ -6,9 +6,11 @@
 
 Each model is trained on images of 32 × 32 pixels in patches of 4, by its own library's trainer: version 0.4.0 with its trainer's
 defaults (fp32, 16 images a step), this library by `ardiff train`. The transformers have the same width and depth; all else is each
-side's default. Then each draws samples at its own default steps, and ours also at four times as many. With `--curve`, ours are
-drawn by every solver at several numbers of steps instead, and `--plot FILE` draws the curves of distance against evaluations of the
-network for each token (needs matplotlib).
+side's default. Then each draws samples at its own default steps, and ours also at four times as many.
+
+With `--curve`, ours are drawn by every solver at several numbers of steps instead, and `--plot FILE` draws the curves of distance
+against evaluations of the network for each token (needs matplotlib). With `--labels`, ours without labels is compared with ours
+that learns the names of the folders as labels, at several scales of guidance, the labels drawn as often as among the real images.
 
 The distance is any command that takes two files of images (n h w 3, 8 bit, .npy), real and generated ones, and prints a number.
 A folder is for one such comparison: what is in it already is not trained or drawn again.
@@ -31,6 +33,7 @@ IMAGE_SIZE, PATCH_SIZE = 32, 4
 SIZES = dict(dim=256, depth=6)  # of the transformer, on both sides
 BATCH_SIZE = 250  # of sampling
 CURVE_EVALUATIONS = [4, 6, 12, 24]
+GUIDANCE_SCALES = [1.0, 1.25, 1.5, 2.0, 3.0]
 EVALUATIONS_A_STEP = dict(midpoint=2, heun=2)
 
 
@@ -92,16 +95,23 @@ def work_as_peer(head: str) -> None:
 
 def work_as_ours(head: str) -> None:
     """A worker with this library."""
+    import numpy as np
+    import torch
+
     import autoregressive_diffusion_pytorch as package
     from autoregressive_diffusion_pytorch.image_trainer import newest_checkpoint
     from autoregressive_diffusion_pytorch.solvers import visited_times
 
-    def draw(run: str, count: int, file: str, **kwargs: str | int) -> dict:
+    def draw(run: str, count: int, file: str, real_labels: str | None = None, **kwargs: str | float) -> dict:
         checkpoint = newest_checkpoint(Path(run) / "checkpoints")
         model = getattr(package, CLASSES[head]).from_pretrained(checkpoint)
         solver = kwargs.pop("solver", model.model.head.solver)
         num_steps = kwargs.pop("num_steps", model.model.head.NUM_SAMPLE_STEPS[solver])
-        drawn = _draw(model, count, file, solver=solver, num_steps=num_steps)
+        labels = None
+        if real_labels:
+            real = np.load(real_labels)
+            labels = torch.from_numpy(real[np.arange(count) * len(real) // count])
+        drawn = _draw(model, count, file, labels, solver=solver, num_steps=num_steps, **kwargs)
         integrate = partial(model.model.head.integrate, noise=float, num_steps=num_steps, solver=solver)
         evaluations = len(visited_times(integrate))
         return dict(drawn, steps=int(checkpoint.suffix[1:]), solver=solver, num_steps=num_steps, evaluations=evaluations)
@@ -109,13 +119,17 @@ def work_as_ours(head: str) -> None:
     serve(draw=draw)
 
 
-def _draw(model, count: int, file: str, **kwargs) -> dict:
+def _draw(model, count: int, file: str, labels=None, **kwargs) -> dict:
     import numpy as np
     import torch
 
     torch.manual_seed(1)
     started = time.perf_counter()
-    images = [model.sample(batch_size=min(BATCH_SIZE, count - start), **kwargs) for start in range(0, count, BATCH_SIZE)]
+    images = []
+    for start in range(0, count, BATCH_SIZE):
+        stop = min(start + BATCH_SIZE, count)
+        given = {} if labels is None else dict(labels=labels[start:stop])
+        images.append(model.sample(batch_size=stop - start, **given, **kwargs))
     seconds = time.perf_counter() - started
     images = torch.cat(images).clamp(0, 1).permute(0, 2, 3, 1).mul(255).round().byte()
     np.save(file, images.numpy())
@@ -140,7 +154,7 @@ class Results:
             self.rows[name] = row
             self.file.write_text(json.dumps(self.rows, indent=2))
         row = self.rows[name]
-        print(f"{name:32}{row['steps']:15}{1000 * row['seconds'] / self.args.count:14.0f}{row['distance']:10.3f}", flush=True)
+        print(f"{name:36}{row['steps']:15}{1000 * row['seconds'] / self.args.count:14.0f}{row['distance']:10.3f}", flush=True)
         return row
 
 
@@ -149,13 +163,17 @@ def save_real(args: argparse.Namespace) -> None:
 
     from autoregressive_diffusion_pytorch import ImageDataset
 
-    dataset = ImageDataset(args.images, IMAGE_SIZE)
-    images = [dataset[i].permute(1, 2, 0).mul(255).round().byte().numpy() for i in range(len(dataset))]
+    dataset = ImageDataset(args.images, IMAGE_SIZE, labels_from_folders=args.labels)
+    items = [dataset[i] for i in range(len(dataset))]
+    if args.labels:
+        items, labels = zip(*items, strict=True)
+        np.save(args.folder / "real_labels.npy", np.array(labels))
+    images = [image.permute(1, 2, 0).mul(255).round().byte().numpy() for image in items]
     np.save(args.folder / "real.npy", np.stack(images))
 
 
 def compare(args: argparse.Namespace, results: Results) -> None:
-    for head in CLASSES:
+    for head in args.heads:
         if args.peer:
             weights = args.folder / f"peer-{head}.pt"
             worker = Worker(__file__, ["--work", "peer", head], args.peer)
@@ -171,13 +189,25 @@ def compare(args: argparse.Namespace, results: Results) -> None:
         worker.close()
 
 
-def train_ours(args: argparse.Namespace, head: str) -> Path:
-    run = args.folder / head
+def compare_labels(args: argparse.Namespace, results: Results) -> None:
+    real_labels = str(args.folder / "real_labels.npy")
+    for head in args.heads:
+        runs = [train_ours(args, head), train_ours(args, head, labels=True)]
+        worker = Worker(__file__, ["--work", "ours", head], OURS)
+        results.add(f"ours, {head}, no labels", worker, run=str(runs[0]))
+        for scale in GUIDANCE_SCALES:
+            name = f"ours, {head}, labels, guidance {scale}"
+            results.add(name, worker, run=str(runs[1]), real_labels=real_labels, guidance_scale=scale)
+        worker.close()
+
+
+def train_ours(args: argparse.Namespace, head: str, labels: bool = False) -> Path:
+    run = args.folder / (f"{head}-labels" if labels else head)
     if not (run / "checkpoints").exists():  # the one checkpoint is written at the end
         shutil.rmtree(run, ignore_errors=True)
         sizes = [f"--{name}={value}" for name, value in (SIZES | dict(image_size=IMAGE_SIZE, patch_size=PATCH_SIZE)).items()]
         options = [*(size.replace("_", "-") for size in sizes), "--head", head, "--run", str(run), "--sample-every", str(10**9)]
-        options += ["--checkpoint-every", str(10**9)]
+        options += ["--checkpoint-every", str(10**9), "--labels" if labels else "--no-labels"]
         main = "from autoregressive_diffusion_pytorch.cli import main; main()"
         command = [sys.executable, "-c", main, "train", str(args.images), "--minutes", str(args.minutes), *options]
         subprocess.run(command, check=True, capture_output=True, env=environment(OURS))
@@ -188,7 +218,9 @@ def draw_curves(args: argparse.Namespace, results: Results) -> None:
     from autoregressive_diffusion_pytorch import ElucidatedDiffusion, RectifiedFlow
 
     curves = {}
-    for head, head_class in dict(diffusion=ElucidatedDiffusion, flow=RectifiedFlow).items():
+    head_classes = dict(diffusion=ElucidatedDiffusion, flow=RectifiedFlow)
+    for head in args.heads:
+        head_class = head_classes[head]
         run = train_ours(args, head)
         worker = Worker(__file__, ["--work", "ours", head], OURS)
         for solver in head_class.NUM_SAMPLE_STEPS:
@@ -231,6 +263,8 @@ def main() -> None:
     parser.add_argument("--peer", type=Path, metavar="DIR", help="where version 0.4.0 is installed; without it, only ours")
     parser.add_argument("--minutes", type=float, default=7.0, help="of training, for each model")
     parser.add_argument("--count", type=int, default=2000, help="samples for each figure")
+    parser.add_argument("--heads", nargs="+", choices=list(CLASSES), default=list(CLASSES))
+    parser.add_argument("--labels", action="store_true", help="with labels and guidance against without; a folder a class")
     parser.add_argument("--curve", action="store_true", help="every solver at several numbers of steps")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="picture of the curves")
     args = parser.parse_args()
@@ -238,8 +272,8 @@ def main() -> None:
     args.folder.mkdir(parents=True, exist_ok=True)
     if not (args.folder / "real.npy").exists():
         save_real(args)
-    print(f"{'':32}{'training steps':>15}{'ms an image':>14}{'distance':>10}")
-    (draw_curves if args.curve else compare)(args, Results(args))
+    print(f"{'':36}{'training steps':>15}{'ms an image':>14}{'distance':>10}")
+    (draw_curves if args.curve else compare_labels if args.labels else compare)(args, Results(args))
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@ import warnings
 
 import pytest
 import torch
-from helpers import assert_mean, assert_std, stir
+from helpers import STANDARD_ERRORS, assert_mean, assert_std, stir
 from test_backbone import CACHED, UNCACHED, parameters
 from test_compilation import needs_compiler
 
@@ -274,7 +274,15 @@ def test_bad_sequences(model_class, seq, error, message):
     [
         (dict(batch_size=0), ValueError, "batch_size must be a whole number of at least 1, got 0"),
         (dict(batch_size=2.0), ValueError, "batch_size must be a whole number of at least 1, got 2.0"),
-        (dict(batch_size=3, prompt=torch.zeros(2, 1, 4)), ValueError, "prompt must hold one sequence or batch_size = 3"),
+        (
+            dict(batch_size=3, prompt=torch.zeros(2, 1, 4)),
+            ValueError,
+            "batch_size must be a multiple of 2, the number of prompts, labels or vectors, got 3",
+        ),
+        (dict(seq_len=7), ValueError, "seq_len must be at most max_seq_len = 6, got 7"),
+        (dict(seq_len=0), ValueError, "seq_len must be a whole number of at least 1, got 0"),
+        (dict(seq_len=2, prompt=torch.zeros(2, 3, 4)), ValueError, r"prompt must be of shape .* 0 <= n <= 2, got \(2, 3, 4\)"),
+        (dict(guidance_scale=2.0), ValueError, "guidance_scale other than 1 needs a model with num_classes or dim_cond"),
         (dict(prompt=torch.zeros(2, 7, 4)), ValueError, r"prompt must be of shape \(b n 4\) with b >= 1 and 0 <= n <= 6"),
         (dict(prompt=torch.zeros(2, 1, 3)), ValueError, "prompt must be of shape"),
         (dict(prompt=torch.zeros(2, 1, 4, dtype=torch.int32)), TypeError, "prompt must hold real numbers"),
@@ -295,6 +303,353 @@ def test_other_bad_arguments(model_class):
         model(torch.zeros(2, 6, 4), noised_seq=torch.zeros(2, 5, 4))
     with pytest.raises(TypeError, match="mlp_dept"):
         small_model(model_class, mlp_dept=2)
+
+
+CONDITIONED = {
+    "labels": dict(num_classes=3),
+    "vectors": dict(dim_cond=5),
+    "both": dict(num_classes=3, dim_cond=5, num_cond_tokens=2),
+    "cross-attention": dict(dim_cond=5, cross_attend=True),
+    "both-cross-attention": dict(num_classes=3, dim_cond=5, cross_attend=True),
+    "both-rotary": dict(num_classes=3, dim_cond=5, decoder_kwargs=dict(rotary_pos_emb=True)),
+    "both-uncached": dict(num_classes=3, dim_cond=5, decoder_kwargs=dict(attn_data_dependent_alibi=True)),
+    "labels-shifted": dict(num_classes=3, decoder_kwargs=dict(shift_tokens=1)),
+}
+conditioned = pytest.mark.parametrize("kwargs", parameters(CONDITIONED))
+
+
+def draw_conditions(kwargs, batch_size=3, length=4):
+    """Labels and vectors for a model, of sequences of different lengths."""
+    conditions = {}
+    if "num_classes" in kwargs:
+        conditions["labels"] = torch.arange(batch_size) % kwargs["num_classes"]
+    if "dim_cond" in kwargs:
+        conditions["cond"] = torch.randn(batch_size, length, kwargs["dim_cond"])
+        conditions["cond_mask"] = torch.arange(length) < torch.tensor([[length], [1], [2]])[torch.arange(batch_size) % 3]
+    return conditions
+
+
+def unconditions(model, seq):
+    """The conditions of the unconditional model, by hand."""
+    condition = model.conditioning(dropped=torch.ones(len(seq), dtype=torch.bool))
+    start = model.start_token.expand(len(seq), 1, -1)
+    return model.backbone(torch.cat((start, model.proj_in(seq[:, :-1])), dim=1), **condition)
+
+
+@models
+@conditioned
+@torch.no_grad()
+def test_every_token_reads_labels_and_vectors(model_class, kwargs):
+    model = small_model(model_class, **kwargs).eval()
+    seq, conditions = torch.randn(3, 6, 4), draw_conditions(kwargs)
+    conds = model.conditions(seq, **conditions)
+    assert conds.shape == (3, 6, 16)
+    changes = dict(labels=lambda labels: (labels + 1) % 3, cond=lambda cond: cond + 1)
+    for name in conditions.keys() & changes.keys():
+        changed = model.conditions(seq, **(conditions | {name: changes[name](conditions[name])}))
+        assert (changed - conds).abs().amax(dim=-1).amin() > 1e-4
+
+
+@models
+@conditioned
+@torch.no_grad()
+def test_padded_vectors_change_nothing(model_class, kwargs):
+    if "dim_cond" not in kwargs:
+        pytest.skip("no vectors")
+    model = small_model(model_class, **kwargs).eval()
+    seq, conditions = torch.randn(3, 6, 4), draw_conditions(kwargs)
+    conds = model.conditions(seq, **conditions)
+    padded = conditions | dict(
+        cond=torch.cat((conditions["cond"], torch.full((3, 2, 5), math.nan)), dim=1),
+        cond_mask=torch.cat((conditions["cond_mask"], torch.zeros(3, 2, dtype=torch.bool)), dim=1),
+    )
+    torch.testing.assert_close(model.conditions(seq, **padded), conds, rtol=0, atol=1e-5)
+    # each as if it were alone, without padding
+    for i, mask in enumerate(conditions["cond_mask"]):
+        alone = {name: given[i : i + 1] for name, given in conditions.items() if name != "cond_mask"}
+        alone["cond"] = alone["cond"][:, mask]
+        torch.testing.assert_close(model.conditions(seq[i : i + 1], **alone), conds[i : i + 1], rtol=0, atol=1e-5)
+
+
+@models
+@conditioned
+@pytest.mark.parametrize("schedule", ["constant", "linear"])
+def test_a_guided_batch_is_two_separate_runs_combined(model_class, kwargs, schedule):
+    model = small_model(model_class, **kwargs).eval()
+    conditions, scale = draw_conditions(kwargs), torch.tensor([0.5, 2.0, 3.0])
+    generator = seeded()
+    seq = torch.zeros(3, 6, 4)
+    with torch.no_grad():
+        for i in range(6):
+            scales = scale if schedule == "constant" else 1 + (scale - 1) * (i + 1) / 6
+            cond, uncond = model.conditions(seq, **conditions)[:, i], unconditions(model, seq)[:, i]
+            seq[:, i] = model.head.sample(cond, uncond, scales, generator=generator)
+    guided = model.sample(**conditions, guidance_scale=scale, guidance_schedule=schedule, generator=seeded())
+    torch.testing.assert_close(guided, seq, rtol=1e-3, atol=1e-3)
+
+
+@models
+@conditioned
+def test_guidance_scale_1_is_the_conditional_model_bit_for_bit_and_costs_nothing(model_class, kwargs, monkeypatch):
+    model = small_model(model_class, **kwargs)
+    conditions = draw_conditions(kwargs)
+    plain = model.sample(**conditions, generator=seeded())
+    seen = []
+    step = model.backbone.step
+    monkeypatch.setattr(model.backbone, "step", lambda embeds, *args, **kw: seen.append(len(embeds)) or step(embeds, *args, **kw))
+    assert torch.equal(model.sample(**conditions, guidance_scale=torch.ones(3), generator=seeded()), plain)
+    assert seen == [3] * 6
+    # the same numbers from the full pass and the head alone
+    generator, seq = seeded(), torch.zeros(3, 6, 4)
+    model.eval()
+    with torch.no_grad():
+        for i in range(6):
+            seq[:, i] = model.head.sample(model.conditions(seq, **conditions)[:, i], generator=generator)
+    torch.testing.assert_close(plain, seq, rtol=1e-3, atol=1e-3)
+
+
+@models
+@conditioned
+def test_guidance_scale_0_is_the_unconditional_model(model_class, kwargs, monkeypatch):
+    model = small_model(model_class, **kwargs).eval()
+    generator, seq = seeded(), torch.zeros(3, 6, 4)
+    with torch.no_grad():
+        for i in range(6):
+            seq[:, i] = model.head.sample(unconditions(model, seq)[:, i], generator=generator)
+    seen = []
+    step = model.backbone.step
+    monkeypatch.setattr(model.backbone, "step", lambda embeds, *args, **kw: seen.append(len(embeds)) or step(embeds, *args, **kw))
+    nothing_given = model.sample(3, guidance_scale=0.0, generator=seeded())
+    torch.testing.assert_close(nothing_given, seq, rtol=1e-3, atol=1e-3)
+    assert seen == [1] + [3] * 5  # one beginning for all
+    given = model.sample(**draw_conditions(kwargs), guidance_scale=0.0, generator=seeded())
+    torch.testing.assert_close(given, nothing_given, rtol=1e-4, atol=1e-4)
+
+
+@models
+@pytest.mark.parametrize("cond_drop_prob", [0.1, 0.5])
+def test_the_share_of_conditions_left_out_while_training(model_class, cond_drop_prob):
+    model = small_model(model_class, num_classes=3, cond_drop_prob=cond_drop_prob, max_seq_len=1)
+    count = 10_000
+    seq, labels = torch.randn(count, 1, 4), torch.ones(count, dtype=torch.long)
+    with torch.no_grad():
+        conds = model.conditions(seq, labels=labels)[:, 0]
+        kept = (conds - model.eval().conditions(seq[:1], labels=labels[:1])[:, 0]).abs().amax(dim=-1) < 1e-5
+        dropped = (conds - unconditions(model, seq[:1])[:, 0]).abs().amax(dim=-1) < 1e-5
+    assert (kept ^ dropped).all()
+    allowed = STANDARD_ERRORS * math.sqrt(cond_drop_prob * (1 - cond_drop_prob) / count)
+    assert dropped.float().mean().item() == pytest.approx(cond_drop_prob, abs=allowed)
+    with torch.no_grad():
+        conds = model.conditions(seq, labels=labels)[:, 0]
+    assert (conds - conds[:1]).abs().max() < 1e-5  # none in evaluation
+
+
+@models
+@conditioned
+def test_several_sequences_share_the_work_of_one_beginning(model_class, kwargs, monkeypatch):
+    model = small_model(model_class, **kwargs)
+    prompt, conditions = torch.randn(3, 2, 4), draw_conditions(kwargs)
+    single = {name: given[:1] for name, given in conditions.items()}
+    repeated = {name: given.repeat_interleave(2, dim=0) for name, given in conditions.items()}
+    seen = []
+    step = model.backbone.step
+    monkeypatch.setattr(model.backbone, "step", lambda embeds, *args, **kw: seen.append(len(embeds)) or step(embeds, *args, **kw))
+    for guidance, branches in ((dict(), 1), (dict(guidance_scale=2.0), 2)):
+        shared = model.sample(6, prompt, **conditions, **guidance, generator=seeded())
+        assert seen == [3 * branches] + [6 * branches] * 3
+        apart = model.sample(6, prompt.repeat_interleave(2, dim=0), **repeated, **guidance, generator=seeded())
+        torch.testing.assert_close(shared, apart, rtol=1e-4, atol=1e-4)
+        assert torch.equal(shared[:, :2], prompt.repeat_interleave(2, dim=0))
+        # one label for several prompts, one prompt for several labels
+        seen.clear()
+        model.sample(3, prompt, **single, **guidance)
+        model.sample(3, prompt[:1], **conditions, **guidance)
+        assert set(seen) == {3 * branches}
+        seen.clear()
+
+
+@models
+def test_one_scale_for_each_sequence(model_class):
+    model = small_model(model_class, num_classes=3)
+    together = model.sample(labels=1, guidance_scale=[0.0, 1.0, 3.0], generator=seeded())
+    assert together.shape == (3, 6, 4)
+    for i, scale in enumerate((0.0, 1.0, 3.0)):
+        alone = model.sample(3, labels=1, guidance_scale=scale, generator=seeded())
+        torch.testing.assert_close(together[i], alone[i], rtol=1e-4, atol=1e-4)
+
+
+@models
+def test_fewer_tokens_than_the_longest_sequence(model_class):
+    model = small_model(model_class)
+    full = model.sample(2, generator=seeded())
+    for length in (1, 4, 6):
+        torch.testing.assert_close(model.sample(2, seq_len=length, generator=seeded()), full[:, :length])
+    prompt = torch.randn(2, 4, 4)
+    assert torch.equal(model.sample(2, prompt, seq_len=4), prompt)
+    assert len(list(model.stream(2, prompt[:, :1], seq_len=3))) == 2
+
+
+def loss_and_gradients(model, seq, **kwargs):
+    model.zero_grad()
+    torch.manual_seed(1)
+    loss = model(seq, **kwargs)
+    loss.backward()
+    return loss.detach(), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+@models
+@pytest.mark.parametrize("decoder_kwargs", parameters(CACHED, UNCACHED))
+def test_padding_changes_neither_loss_nor_gradients(model_class, decoder_kwargs):
+    model = small_model(model_class, num_classes=3, decoder_kwargs=decoder_kwargs).double()
+    seq, lens, labels = torch.randn(3, 4, 4).double(), torch.tensor([4, 1, 3]), torch.arange(3)
+    loss, gradients = loss_and_gradients(model, seq, labels=labels, lens=lens)
+    padding = torch.full((3, 2, 4), math.nan).double()
+    junk = torch.cat((torch.where(torch.arange(4)[:, None] < lens[:, None, None], seq, 1e9), padding), dim=1)
+    mask = torch.arange(6) < lens[:, None]
+    for kwargs in (dict(lens=lens), dict(lens=lens.tolist()), dict(mask=mask)):
+        other_loss, other_gradients = loss_and_gradients(model, junk, labels=labels, **kwargs)
+        torch.testing.assert_close(other_loss, loss, rtol=1e-6, atol=1e-6)
+        assert other_gradients.keys() == gradients.keys()
+        for name, gradient in gradients.items():
+            torch.testing.assert_close(other_gradients[name], gradient, rtol=1e-6, atol=1e-6)
+
+
+@models
+def test_losses_of_padded_sequences_are_those_of_their_tokens(model_class):
+    model = small_model(model_class)
+    seq, lens = torch.randn(3, 6, 4), torch.tensor([6, 1, 3])
+    torch.manual_seed(1)
+    losses = model(seq, lens=lens, noised_seq=seq + 1, loss_reduction="none")
+    mask = torch.arange(6) < lens[:, None]
+    assert losses.shape == (3, 6)
+    assert (losses[~mask] == 0).all()
+    assert (losses[mask] > 0).all()
+    torch.manual_seed(1)
+    torch.testing.assert_close(model(seq, lens=lens, noised_seq=seq + 1), losses[mask].mean())
+    # the head's own losses for the conditions of each sequence alone
+    conds = torch.cat([model.conditions(one[None, :length] + 1)[0] for one, length in zip(seq, lens, strict=True)])
+    torch.manual_seed(1)
+    torch.testing.assert_close(losses[mask], model.head(seq[mask], conds), rtol=1e-4, atol=1e-5)
+    # nothing padded: as without
+    torch.manual_seed(1)
+    full = model(seq, lens=[6, 6, 6])
+    torch.manual_seed(1)
+    torch.testing.assert_close(full, model(seq))
+
+
+@models
+@conditioned
+def test_all_parameters_learn_from_conditions(model_class, kwargs):
+    model = small_model(model_class, **(kwargs | dict(cond_drop_prob=0.5)))
+    conditions = draw_conditions(kwargs, batch_size=24)
+    model(torch.randn(24, 6, 4), **conditions, lens=[6, 2, 4] * 8).backward()
+    idle = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+    assert idle == []
+
+
+@models
+@conditioned
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_conditions_in_other_floating_types(model_class, kwargs, dtype):
+    model = small_model(model_class, **kwargs).to(dtype)
+    conditions = draw_conditions(kwargs)
+    model(torch.randn(3, 6, 4, dtype=dtype), **conditions).backward()
+    for guidance_scale in (0.0, 1.0, 2.0):
+        sample = model.sample(**conditions, guidance_scale=guidance_scale)
+        assert sample.dtype == torch.promote_types(dtype, torch.float32)
+        assert sample.isfinite().all()
+
+
+@models
+def test_a_conditional_model_saves_and_loads(model_class, tmp_path):
+    model = small_model(model_class, num_classes=3, dim_cond=5, cond_drop_prob=0.3, num_cond_tokens=2)
+    model.save_pretrained(tmp_path)
+    loaded = model_class.from_pretrained(tmp_path)
+    assert loaded.config == model.config
+    conditions = draw_conditions(dict(num_classes=3, dim_cond=5))
+    options = dict(conditions, guidance_scale=2.0)
+    assert torch.equal(loaded.sample(**options, generator=seeded()), model.sample(**options, generator=seeded()))
+
+
+@needs_compiler
+@models
+def test_a_compiled_guided_sampler_draws_the_same(model_class):
+    model = small_model(model_class, depth=1, mlp_depth=1, num_classes=3, dim_cond=5)
+    torch._dynamo.reset()
+    options = dict(
+        draw_conditions(CONDITIONED["both"]), guidance_scale=2.0, guidance_schedule="linear", guidance_interval=(0.1, 10)
+    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "torch.compile failed")  # it must not fall back
+        compiled = model.sample(**options, compile=True, num_steps=2, generator=seeded())
+    expected = model.sample(**options, num_steps=2, generator=seeded())
+    torch.testing.assert_close(compiled, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@models
+@conditioned
+def test_conditions_on_a_gpu(model_class, kwargs):
+    model = small_model(model_class, **kwargs).cuda()
+    conditions = draw_conditions(kwargs)  # on the CPU: brought to the model
+    model(torch.randn(3, 6, 4, device="cuda"), **conditions, lens=[6, 2, 4]).backward()
+    for guidance_scale in (0.0, 1.0, [0.5, 1.0, 2.0]):
+        assert model.sample(**conditions, guidance_scale=guidance_scale).device.type == "cuda"
+
+
+@models
+@pytest.mark.parametrize(
+    ("kwargs", "error", "message"),
+    [
+        (dict(lens=[6, 2]), ValueError, r"lens must be of shape \(3,\), got \(2,\)"),
+        (dict(lens=[6, 0, 2]), ValueError, "lens must be from 1 to 6, got 0"),
+        (dict(lens=[6, 7, 2]), ValueError, "lens must be from 1 to 6, got 7"),
+        (dict(lens=[6.0, 1.0, 2.0]), TypeError, "lens must be whole numbers, got torch.float32"),
+        (dict(mask=torch.ones(3, 5).bool()), ValueError, r"mask must be of shape \(3, 6\), got \(3, 5\)"),
+        (dict(mask=torch.ones(3, 6)), TypeError, "mask must hold booleans, True for tokens, got torch.float32"),
+        (dict(mask=torch.arange(6).expand(3, 6) > 1), ValueError, "mask must be True for the first tokens of each sequence"),
+        (dict(mask=torch.arange(6).expand(3, 6) != 3), ValueError, "and False for the padding after them"),
+        (dict(mask=torch.ones(3, 6).bool(), lens=[6, 6, 6]), ValueError, "lens and mask say the same"),
+        (dict(labels=[0, 1, 2]), ValueError, "labels are given to a model without classes"),
+        (dict(cond=torch.zeros(3, 5)), ValueError, "cond is given to a model that takes no vectors"),
+    ],
+)
+def test_bad_lengths_and_conditions(model_class, kwargs, error, message):
+    with pytest.raises(error, match=message):
+        small_model(model_class)(torch.zeros(3, 6, 4), **kwargs)
+
+
+@models
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({}, "labels are missing"),
+        (dict(labels=3), "labels must be from 0 to 2, got 3"),
+        (dict(labels=1, cond=torch.zeros(1, 5)), "cond is given to a model that takes no vectors"),
+        (dict(labels=[0, 1], prompt=torch.zeros(3, 1, 4)), "labels must hold one entry or 3, as another argument does, got 2"),
+        (dict(labels=[0, 1], batch_size=3), "batch_size must be a multiple of 2"),
+        (dict(labels=[0, 1], guidance_scale=[1.0, 2.0, 3.0]), "batch_size must be a multiple of 2"),
+        (
+            dict(labels=[0, 1], batch_size=4, guidance_scale=[1.0, 2.0]),
+            "guidance_scale must be one number or one for each of batch_size",
+        ),
+        (dict(labels=1, guidance_scale=-1.0), "guidance_scale must be at least 0"),
+        (dict(labels=1, guidance_schedule="cosine"), "guidance_schedule must be one of"),
+        (dict(labels=1, guidance_interval=(2, 1)), "guidance_interval must be two noise levels"),
+    ],
+)
+def test_bad_conditions_of_a_sample(model_class, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        small_model(model_class, num_classes=3).stream(**arguments)
+
+
+@models
+def test_other_bad_conditions(model_class):
+    model = small_model(model_class, num_classes=3, cond_drop_prob=0.0)
+    with pytest.raises(ValueError, match="labels must be given for each of the 3 sequences, got 2"):
+        model(torch.zeros(3, 6, 4), labels=[0, 1])
+    with pytest.raises(ValueError, match="guidance_scale other than 1 needs a model that is trained with a cond_drop_prob above 0"):
+        model.sample(labels=0, guidance_scale=2.0)
 
 
 @models

@@ -121,9 +121,117 @@ def test_trains_on_a_folder(call, flowers, tmp_path):
     succeeded(call("train", flowers, *TINY, "--image-size", 8, "--patch-size", 4, "--flip", "--run", "my/run"))
     config = json.loads((tmp_path / "my/run/config.json").read_text())
     assert config["source"] == str(flowers)
-    assert config["dataset"] == dict(augment_horizontal_flip=True, skip_damaged=False)
+    assert config["dataset"] == dict(labels_from_folders=False, augment_horizontal_flip=True, skip_damaged=False)
+    assert config["classes"] is None
     assert config["model"]["model"]["flow_kwargs"] == dict(num_noise_draws=1)
     succeeded(call("sample", "my/run", "--count", 1, "--steps", 1))
+
+
+@pytest.fixture
+def labelled(call, flowers):
+    """A run on flowers of three classes, and their folder."""
+    for i, name in enumerate(("daisy", "rose", "tulip")):
+        (flowers / name).mkdir()
+        for j in range(2):
+            (flowers / f"{2 * i + j}.jpg").rename(flowers / name / f"{j}.jpg")
+    succeeded(call("train", flowers, *TINY, "--labels", "--image-size", 8, "--patch-size", 4, "--run", "run"))
+    return flowers
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """What the model is asked to draw."""
+    calls = []
+    for name in ("sample", "complete"):
+        method = getattr(ImageAutoregressiveFlow, name)
+
+        def record(model, *args, method=method, **kwargs):
+            calls.append(kwargs)
+            return method(model, *args, **kwargs)
+
+        monkeypatch.setattr(ImageAutoregressiveFlow, name, record)
+    return calls
+
+
+def test_digits_with_labels(call, tmp_path):
+    succeeded(call("train", *TINY, "--labels"))
+    assert json.loads((tmp_path / "runs/digits/config.json").read_text())["classes"] == list("0123456789")
+    result = succeeded(call("sample", "runs/digits", "--count", 12, "--files", "files"))
+    assert result.stdout.splitlines()[-1] == "files: 20 files"  # two of each
+    grids = [Image.open(tmp_path / "runs/digits/samples" / name) for name in ("results.2.png", "sample.0.png")]
+    assert grids[0].height == 10 * 50 + 2  # a row a class
+    assert grids[1].height == 10 * 50 + 2
+    assert grids[1].width > 2 * 50 + 2
+
+
+def test_labels_of_folders_by_name_and_number(call, labelled, drawn):
+    for options, labels, guidance in (
+        (["--label", "tulip", "--guidance", 3], [2, 2, 2, 2], 3),
+        (["--label", "rose", "--label", 0], [1, 1, 0, 0], 1),
+        ([], [0, 0, 1, 1, 2, 2], 1),
+        (["--guidance", 0], None, 0),
+    ):
+        drawn.clear()
+        succeeded(call("sample", "run", "--count", 4, "--steps", 1, *options))
+        (seen,) = drawn
+        assert (seen["labels"] if labels is None else seen["labels"].tolist()) == labels
+        assert seen["guidance_scale"] == guidance
+
+
+def test_guidance_options_reach_the_sampler(call, labelled, drawn):
+    options = ["--guidance", 2, "--guidance-schedule", "linear", "--guidance-interval", 0.1, 5, "--temperature", 0.9]
+    succeeded(call("sample", "run", "--count", 3, *options))
+    (seen,) = drawn
+    assert seen["guidance_schedule"] == "linear"
+    assert seen["guidance_interval"] == (0.1, 5)
+    assert seen["temperature"] == 0.9
+    assert "guidance_interval must be two noise levels" in failed(call("sample", "run", "--guidance-interval", 5, 1))
+
+
+def test_the_same_classes_are_asked_for_when_a_run_goes_on(call, labelled):
+    succeeded(call("resume", "run", "--steps", 3))
+    (labelled / "rose").rename(labelled / "violet")
+    message = "has other classes than when the run was started: daisy, tulip, violet instead of daisy, rose, tulip"
+    assert message in failed(call("resume", "run", "--steps", 4))
+
+
+def test_completes_an_image(call, tmp_path, drawn):
+    succeeded(call("train", *TINY))
+    (tmp_path / "mine").mkdir()
+    image = Image.effect_noise((8, 8), 100)
+    image.save(tmp_path / "mine" / "digit.png")
+    result = succeeded(
+        call("complete", "runs/digits", "mine/digit.png", "--keep-rows", 4, "--count", 3, "--seed", 7, "--files", "files")
+    )
+    assert result.stdout.splitlines() == ["runs/digits/samples/complete.digit.7.png", "files: 3 files"]
+    completions = [Image.open(tmp_path / "files" / f"0000{i}.png") for i in range(3)]
+    for completion in completions:
+        assert completion.crop((0, 0, 8, 4)).tobytes() == image.crop((0, 0, 8, 4)).tobytes()
+    assert completions[0].tobytes() != completions[1].tobytes()
+    drawn.clear()
+    succeeded(call("complete", "runs/digits", "mine/digit.png", "--keep-rows", 4, "--count", 3, "--batch-size", 2))
+    assert [seen["num_completions"] for seen in drawn] == [2, 1]
+
+
+def test_completes_an_image_for_each_label(call, labelled, drawn, tmp_path):
+    succeeded(call("complete", "run", labelled / "rose" / "0.jpg", "--keep-rows", 4, "--count", 2, "--output", "grid.png"))
+    assert [(seen["labels"], seen["num_completions"]) for seen in drawn] == [(0, 2), (1, 2), (2, 2)]
+    assert Image.open(tmp_path / "grid.png").height == 3 * 50 + 2
+    drawn.clear()
+    succeeded(call("complete", "run", labelled / "rose" / "0.jpg", "--keep-rows", 4, "--label", "rose", "--guidance", 2))
+    assert [(seen["labels"], seen["num_completions"], seen["guidance_scale"]) for seen in drawn] == [(1, 8, 2)]
+
+
+def test_labels_and_completions_that_cannot_be(call, labelled, tmp_path):
+    assert "'lily' is none of daisy, rose, tulip, nor the number of one" in failed(call("sample", "run", "--label", "lily"))
+    assert "'3' is none of" in failed(call("sample", "run", "--label", 3))
+    image = labelled / "rose" / "0.jpg"
+    assert "keep_rows must be a multiple of the patch height 4" in failed(call("complete", "run", image, "--keep-rows", 3))
+    image.write_bytes(b"nothing")
+    assert "0.jpg cannot be read as an image" in failed(call("complete", "run", image, "--keep-rows", 4))
+    succeeded(call("train", *TINY))
+    assert "the run has no labels" in failed(call("sample", "runs/digits", "--label", "3"))
+    assert "guidance_scale other than 1 needs" in failed(call("sample", "runs/digits", "--guidance", 2))
 
 
 def test_each_training_has_a_folder_of_its_own(call, tmp_path):
@@ -177,7 +285,9 @@ def test_the_same_seed_trains_the_same_model(call, tmp_path):
         (["train", "digits", "--head", "gan"], "'gan' is not one of 'diffusion', 'flow'"),
         (["train", "digits", "--steps", "0"], "0 is not in the range x>=1"),
         (["train", "--seed", "-1"], "-1 is not in the range"),
+        (["train", ".", "--labels", "--run", "../elsewhere"], "holds no image"),
         (["sample", "nowhere"], "'nowhere' does not exist"),
+        (["complete", ".", "nowhere.png", "--keep-rows", "8"], "'nowhere.png' does not exist"),
         (["sample", "."], "holds no config.json: it is not the folder of a run"),
         (["resume", "."], "holds no config.json: it is not the folder of a run"),
     ],
@@ -201,7 +311,7 @@ def test_a_damaged_image_is_named_or_left_out(call, flowers):
         succeeded(call("train", flowers, *TINY, *sizes, "--skip-damaged"))
 
 
-@pytest.mark.parametrize("command", [[], ["train"], ["resume"], ["sample"]])
+@pytest.mark.parametrize("command", [[], ["train"], ["resume"], ["sample"], ["complete"]])
 def test_help_comes_fast_and_explains_every_option(command):
     code = (
         "import sys; from autoregressive_diffusion_pytorch.cli import main\n"

@@ -92,12 +92,14 @@ def test_training_noise_reaches_the_transformer_only_while_training(model_class,
     assert share.quantile(0.05) < 0.1
 
 
-def test_denoised_tokens_are_clamped_for_images_unless_told_otherwise():
-    assert small_model(ImageAutoregressiveDiffusion).model.head.clamp_during_sampling
-    off = SMALL | dict(diffusion_kwargs=dict(clamp_during_sampling=False, sigma_max=40.0))
-    head = small_model(ImageAutoregressiveDiffusion, model=off).model.head
-    assert not head.clamp_during_sampling
-    assert head.sigma_max == 40.0
+@models
+def test_guided_tokens_are_clamped_for_images_unless_told_otherwise(model_class):
+    model = small_model(model_class)
+    assert model.model.head.clamp_during_sampling == "guided"
+    off = SMALL | {model.model.head_argument: dict(clamp_during_sampling=False, sigma_data=0.7)}
+    head = small_model(model_class, model=off).model.head
+    assert head.clamp_during_sampling is False
+    assert head.sigma_data == 0.7
 
 
 @models
@@ -125,14 +127,130 @@ def test_a_stream_shows_the_growing_images(model_class):
     assert torch.equal(pictures[3][:, :, 4:, :4], sample[:, :, 4:, :4])
     assert (pictures[3][:, :, 4:, 4:] == 0.5).all()
     for draw in (model.sample, model.stream):
-        with pytest.raises(TypeError, match="prompt"):
-            draw(2, prompt=torch.zeros(2, 1, 48))
+        for name, value in dict(prompt=torch.zeros(2, 1, 48), seq_len=2).items():
+            with pytest.raises(TypeError, match=name):
+                draw(2, **{name: value})
+
+
+CONDITIONS = dict(labels=torch.tensor([0, 2, 1]), cond=torch.randn(3, 4, 5), cond_mask=torch.ones(3, 4).bool())
+
+
+@models
+def test_labels_and_vectors_reach_the_sequence_model(model_class, monkeypatch):
+    model = small_model(model_class, num_classes=3, dim_cond=5)
+    seen = {}
+
+    def record(seq, **kwargs):
+        seen.update(kwargs)
+        return torch.zeros(())
+
+    monkeypatch.setattr(model.model, "forward", record)
+    model(torch.rand(3, 3, 8, 8), **CONDITIONS)
+    assert all(seen[name] is given for name, given in CONDITIONS.items())
+
+
+@models
+def test_images_of_labels_and_vectors(model_class):
+    model = stir(small_model(model_class, num_classes=3, dim_cond=5))
+    model(torch.rand(3, 3, 8, 8), **CONDITIONS).backward()
+
+    def sample(**kwargs):
+        return model.sample(generator=torch.Generator().manual_seed(0), **kwargs)
+
+    plain = sample(**CONDITIONS)
+    assert plain.shape == (3, 3, 8, 8)
+    assert torch.equal(sample(**CONDITIONS, guidance_scale=1.0), plain)
+    assert not torch.allclose(sample(**CONDITIONS, guidance_scale=3.0), plain)
+    assert not torch.allclose(sample(**(CONDITIONS | dict(labels=torch.tensor([1, 0, 2])))), plain)
+    *_, last = model.stream(**CONDITIONS, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(last, plain)
+    with pytest.raises(ValueError, match="labels are missing"):
+        model(torch.rand(3, 3, 8, 8), cond=CONDITIONS["cond"])
+
+
+@models
+def test_a_conditional_model_saves_and_loads(model_class, tmp_path):
+    model = small_model(model_class, num_classes=3, dim_cond=5, model=SMALL | dict(num_cond_tokens=2))
+    model.save_pretrained(tmp_path)
+    loaded = model_class.from_pretrained(tmp_path)
+    assert loaded.config == model.config
+    assert (loaded.num_classes, loaded.dim_cond) == (3, 5)
+    assert len(loaded.model.conditioning.label_embeds[0]) == 2
+
+
+@models
+@pytest.mark.parametrize("keep_rows", [0, 4, 8])
+def test_completions_keep_the_given_rows_exactly(model_class, keep_rows):
+    model = stir(small_model(model_class, image_size=(8, 12)))
+    images = torch.rand(2, 3, 8, 12)
+    completed = model.complete(images, keep_rows, num_completions=3, generator=torch.Generator().manual_seed(0))
+    assert completed.shape == (6, 3, 8, 12)
+    kept = images.repeat_interleave(3, dim=0)[:, :, :keep_rows]
+    assert torch.equal(completed[:, :, :keep_rows], kept)
+    assert completed.min() >= 0
+    assert completed.max() <= 1
+    if keep_rows < 8:
+        drawn = completed[:, :, keep_rows:]
+        assert (drawn[0] - drawn[1]).abs().max() > 1e-3
+        # what is drawn is what the sequence model draws after the kept patches
+        prompt = patchify(images * 2 - 1, (4, 4))[:, : keep_rows // 4 * 3]
+        tokens = model.model.sample(6, prompt, generator=torch.Generator().manual_seed(0))
+        rest = (unpatchify(tokens, (4, 4), (8, 12)) / 2 + 0.5).clamp(0, 1)[:, :, keep_rows:]
+        torch.testing.assert_close(drawn, rest)
+
+
+@models
+def test_completions_follow_the_kept_rows_and_labels(model_class, monkeypatch):
+    model = stir(small_model(model_class, num_classes=3))
+    image = torch.rand(1, 3, 8, 8)
+
+    def complete(image, **kwargs):
+        return model.complete(image, 4, generator=torch.Generator().manual_seed(0), **kwargs)[:, :, 4:]
+
+    plain = complete(image, labels=0)
+    assert (complete(1 - image, labels=0) - plain).abs().max() > 1e-3
+    assert (complete(image, labels=1) - plain).abs().max() > 1e-3
+    assert (complete(image, labels=0, guidance_scale=4.0) - plain).abs().max() > 1e-3
+    # one image with several labels
+    assert model.complete(image, 4, labels=[0, 1, 2]).shape == (3, 3, 8, 8)
+    assert torch.equal(model.complete(image, 4, labels=[0, 1, 2])[:, :, :4], image[:, :, :4].expand(3, -1, -1, -1))
+    # the rows are read once for all completions
+    seen = []
+    step = model.model.backbone.step
+    monkeypatch.setattr(
+        model.model.backbone, "step", lambda embeds, *args, **kw: seen.append(len(embeds)) or step(embeds, *args, **kw)
+    )
+    complete(image, labels=0, num_completions=5)
+    assert seen == [1, 5]
+
+
+@models
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        (dict(keep_rows=3), ValueError, "keep_rows must be a multiple of the patch height 4 from 0 to 8, got 3"),
+        (dict(keep_rows=12), ValueError, "keep_rows must be a multiple of the patch height 4 from 0 to 8, got 12"),
+        (dict(keep_rows=-4), ValueError, "keep_rows must be"),
+        (dict(keep_rows=4.0), ValueError, "keep_rows must be"),
+        (dict(num_completions=0), ValueError, "num_completions must be a whole number of at least 1, got 0"),
+        (dict(images=torch.zeros(1, 1, 8, 8)), ValueError, r"images must be of shape \(b 3 8 8\), got \(1, 1, 8, 8\)"),
+        (dict(images=torch.zeros(1, 3, 8, 8).byte()), TypeError, "images must be real numbers in"),
+        (dict(prompt=torch.zeros(1, 1, 48)), TypeError, "prompt"),
+        (dict(seq_len=2), TypeError, "seq_len"),
+        (dict(labels=0), ValueError, "labels are given to a model without classes"),
+    ],
+)
+def test_bad_completions(model_class, arguments, error, message):
+    with pytest.raises(error, match=message):
+        small_model(model_class).complete(**(dict(images=torch.zeros(1, 3, 8, 8), keep_rows=4) | arguments))
 
 
 @models
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
+        (dict(num_classes=0), "num_classes must be a whole number of at least 1, got 0"),
+        (dict(model=SMALL | dict(num_classes=4)), "model must not hold 'num_classes': it is an argument of the image model itself"),
         (dict(patch_size=3), "patch_size 3 does not divide image_size 8"),
         (dict(image_size=(8, 9)), r"patch_size 4 does not divide image_size \(8, 9\)"),
         (dict(image_size=0), "image_size must be a whole number of at least 1"),

@@ -5,9 +5,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision.datasets import ImageFolder
 
 from autoregressive_diffusion_pytorch import ImageDataset
-from autoregressive_diffusion_pytorch.image_dataset import digits
+from autoregressive_diffusion_pytorch.image_dataset import TrainingItems, digits
 
 # one colour a corner: top left red, top right green, bottom left blue, bottom right white
 CORNERS = np.array([[[255, 0, 0], [0, 255, 0]], [[0, 0, 255], [255, 255, 255]]], dtype=np.uint8).repeat(8, 0).repeat(8, 1)
@@ -263,8 +264,111 @@ def test_a_folder_of_nothing_but_damage(tmp_path):
         ImageDataset(tmp_path, 8, skip_damaged=True)
 
 
+@pytest.fixture
+def class_folders(tmp_path):
+    """Images of two classes, one of them with a folder within."""
+    for i, path in enumerate(("tulip/b.png", "rose/a.png", "rose/more/c.png", "tulip/a.png")):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (9, 8), (60 * i, 0, 0)).save(tmp_path / path)
+    return tmp_path
+
+
+def test_labels_are_those_of_torchvision(class_folders):
+    dataset = ImageDataset(class_folders, 8, labels_from_folders=True)
+    theirs = ImageFolder(class_folders)
+    assert dataset.classes == theirs.classes == ["rose", "tulip"]
+    assert dataset.class_to_idx == theirs.class_to_idx
+    labels = {str(path): label for path, (_, label) in zip(dataset.paths, dataset, strict=True)}
+    assert labels == dict(theirs.samples)
+    image, label = dataset[0]
+    assert image.shape == (3, 8, 8)
+    assert type(label) is int
+    # without, the same images alone
+    assert torch.equal(ImageDataset(class_folders, 8)[0], image)
+
+
+def test_images_of_no_class_are_left_out_with_a_warning(class_folders):
+    Image.new("RGB", (9, 8)).save(class_folders / "loose.png")
+    with pytest.warns(UserWarning, match=r"1 images are in no class's folder and left out, such as .*loose\.png") as caught:
+        dataset = ImageDataset(class_folders, 8, labels_from_folders=True)
+    assert caught[0].filename == __file__
+    assert len(dataset) == 4
+
+
+def test_classes_stay_when_damaged_files_are_left_out(class_folders):
+    (class_folders / "rose" / "a.png").write_bytes(b"nothing")
+    with pytest.warns(UserWarning, match="1 of 4 image files are left out"):
+        dataset = ImageDataset(class_folders, 8, labels_from_folders=True, skip_damaged=True)
+    assert [label for _, label in dataset] == [0, 1, 1]
+
+
+def test_folders_that_are_no_classes(class_folders, tmp_path):
+    with pytest.raises(ValueError, match="holds no folder of images: labels_from_folders = True takes one for each class"):
+        ImageDataset(class_folders / "tulip", 8, labels_from_folders=True)
+    (class_folders / "empty").mkdir()
+    (class_folders / "empty" / "text.txt").write_text("no image")
+    with pytest.raises(ValueError, match="has classes without images: empty"):
+        ImageDataset(class_folders, 8, labels_from_folders=True)
+
+
+TENSOR = torch.rand(3, 4, 6)
+PICTURE = Image.new("RGBA", (12, 9), (255, 0, 0, 255))
+
+
+@pytest.mark.parametrize(
+    ("item", "expected"),
+    [
+        (TENSOR, dict(images=TENSOR)),
+        ((TENSOR,), dict(images=TENSOR)),
+        ((TENSOR, 2), dict(images=TENSOR, labels=2)),
+        ([TENSOR, 2], dict(images=TENSOR, labels=2)),
+        (dict(image=TENSOR, label=2, id="a"), dict(images=TENSOR, labels=2)),
+        (dict(images=TENSOR, labels=2), dict(images=TENSOR, labels=2)),
+        (dict(img=TENSOR), dict(images=TENSOR)),
+        (dict(pixel_values=TENSOR, cond=TENSOR[0], cond_mask=None), dict(images=TENSOR, cond=TENSOR[0])),
+        ((torch.full((3, 4, 6), 255, dtype=torch.uint8), 0), dict(images=torch.ones(3, 4, 6), labels=0)),
+        (PICTURE, dict(images=torch.tensor([1.0, 0, 0]).view(3, 1, 1).expand(3, 4, 6))),
+        (dict(image=PICTURE, label=1), dict(images=torch.tensor([1.0, 0, 0]).view(3, 1, 1).expand(3, 4, 6), labels=1)),
+    ],
+)
+def test_items_of_many_kinds(item, expected):
+    items = TrainingItems([item], (4, 6), 3)
+    assert len(items) == 1
+    assert items[0].keys() == expected.keys()
+    for name, part in expected.items():
+        assert torch.equal(items[0][name], part) if isinstance(part, torch.Tensor) else items[0][name] == part
+
+
+@pytest.mark.parametrize(
+    ("item", "message"),
+    [
+        ("a.png", "got an item of type str"),
+        ((TENSOR, 1, 2), "got an item of type tuple"),
+        (dict(photo=TENSOR, label=1), "got an item with the keys 'photo', 'label'"),
+        (np.zeros((4, 6, 3)), "got an item of type ndarray"),
+    ],
+)
+def test_items_that_hold_no_image(item, message):
+    with pytest.raises(TypeError, match=f"dataset must give images .*{message}"):
+        TrainingItems([item], (4, 6), 3)[0]
+
+
+def test_a_picture_needs_a_size_to_be_brought_to():
+    with pytest.raises(TypeError, match="got an item of type Image"):
+        TrainingItems([PICTURE])[0]
+
+
+def test_names_of_the_classes(class_folders):
+    assert TrainingItems([TENSOR]).classes is None
+    assert TrainingItems(ImageFolder(class_folders)).classes == ["rose", "tulip"]
+    assert TrainingItems(ImageDataset(class_folders, 8, labels_from_folders=True)).classes == ["rose", "tulip"]
+    assert TrainingItems(ImageDataset(class_folders, 8)).classes is None
+
+
 def test_digits():
-    images = digits()
+    images, labels = digits()
     assert images.shape == (1797, 1, 8, 8)
+    assert labels.shape == (1797,)
+    assert labels.bincount().min() > 170
     assert images.min() == 0
     assert images.max() == 1

@@ -11,8 +11,14 @@ import torch
 from PIL import Image
 from torch.utils.data import TensorDataset
 
-from autoregressive_diffusion_pytorch import ImageAutoregressiveDiffusion, ImageAutoregressiveFlow, ImageTrainer
-from autoregressive_diffusion_pytorch.image_trainer import newest_checkpoint, save_image_files, save_image_grid
+from autoregressive_diffusion_pytorch import (
+    ImageAutoregressiveDiffusion,
+    ImageAutoregressiveFlow,
+    ImageDataset,
+    ImageTrainer,
+    image_trainer,
+)
+from autoregressive_diffusion_pytorch.image_trainer import labels_by_row, newest_checkpoint, save_image_files, save_image_grid
 
 SMALL = dict(dim=16, depth=1, heads=2, dim_head=8, mlp_depth=1, mlp_width=16)
 
@@ -31,8 +37,8 @@ class Constant(torch.nn.Module):
         return self.mean.detach().expand(batch_size, 1, 4, 4).clamp(0, 1)
 
 
-def small_model(model_class=ImageAutoregressiveFlow, **kwargs):
-    return model_class(image_size=4, patch_size=2, channels=1, model=SMALL | kwargs)
+def small_model(model_class=ImageAutoregressiveFlow, num_classes=None, **kwargs):
+    return model_class(image_size=4, patch_size=2, channels=1, num_classes=num_classes, model=SMALL | kwargs)
 
 
 def make_trainer(folder, model=None, images=None, **kwargs):
@@ -268,9 +274,147 @@ def test_bad_arguments(tmp_path, kwargs, error, message):
 
 
 def test_a_dataset_of_other_things_than_images(tmp_path):
-    pairs = TensorDataset(torch.rand(8, 1, 4, 4), torch.arange(8))
-    with pytest.raises(TypeError, match="dataset must give an image as a tensor"):
-        make_trainer(tmp_path, Constant(), pairs)()
+    with pytest.raises(TypeError, match=r"dataset must give images .* got an item of type str"):
+        make_trainer(tmp_path / "a", Constant(), ["image"] * 8)()
+    with pytest.raises(TypeError, match="must have a length and give items by their index, got a Endless"):
+        make_trainer(tmp_path / "b", Constant(), Endless())
+    with pytest.raises(ValueError, match="labels are given to a model without classes: num_classes makes one with them"):
+        make_trainer(tmp_path / "c", images=TensorDataset(torch.rand(8, 1, 4, 4), torch.arange(8)))()
+    with pytest.raises(ValueError, match="labels are missing"):
+        make_trainer(tmp_path / "d", small_model(num_classes=3))()
+
+
+class Endless(torch.utils.data.IterableDataset):
+    def __iter__(self):
+        while True:
+            yield torch.rand(1, 4, 4)
+
+
+class Listener(Constant):
+    """Notes what it is trained and sampled with."""
+
+    def __init__(self, num_classes=None):
+        super().__init__()
+        self.num_classes = num_classes
+        self.trained, self.sampled = [], []
+
+    def forward(self, images, **conditions):
+        self.trained.append(dict(conditions, images=images))
+        return super().forward(images)
+
+    def sample(self, batch_size, generator, **conditions):
+        self.sampled.append(dict(conditions, batch_size=batch_size))
+        return super().sample(batch_size, generator)
+
+
+def listen(trainer):
+    """What a trainer's model is trained and its average is sampled with."""
+    trainer.ema.ema_model.sampled = trainer.unwrapped_model.sampled
+    trainer()
+    return trainer.unwrapped_model.trained, trainer.unwrapped_model.sampled
+
+
+def test_labels_come_to_the_model_and_a_row_a_class_to_the_grids(tmp_path, monkeypatch):
+    grids = []
+    monkeypatch.setattr(image_trainer, "save_image_grid", lambda images, path, *layout: grids.append((len(images), *layout)))
+    images, labels = torch.rand(8, 1, 4, 4), torch.arange(8) % 3
+    trained, sampled = listen(make_trainer(tmp_path, Listener(num_classes=3), TensorDataset(images, labels), num_samples=5))
+    for batch in trained:
+        for image, label in zip(batch["images"], batch["labels"], strict=True):
+            assert label == labels[[torch.equal(image, other) for other in images]]
+    (sample,) = sampled
+    assert sample["batch_size"] == 6
+    assert sample["labels"].tolist() == [0, 0, 1, 1, 2, 2]
+    assert grids == [(6, 2, ["0", "1", "2"])]
+
+
+def test_rows_have_the_names_of_the_classes(tmp_path, monkeypatch):
+    for i, name in enumerate(("rose", "tulip")):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        Image.new("L", (4, 4), 100 * i).save(tmp_path / "images" / name / "a.png")
+    dataset = ImageDataset(tmp_path / "images", 4, channels=1, labels_from_folders=True)
+    grids = []
+    monkeypatch.setattr(image_trainer, "save_image_grid", lambda images, path, *layout: grids.append(layout))
+    listen(make_trainer(tmp_path, Listener(num_classes=2), dataset))
+    assert grids == [(2, ["rose", "tulip"])]
+
+
+def test_a_hugging_face_dataset_trains_as_it_is(tmp_path, monkeypatch):
+    datasets = pytest.importorskip("datasets")
+    features = datasets.Features(image=datasets.Image(), label=datasets.ClassLabel(names=["rose", "tulip"]))
+    pictures = [Image.new("RGB", (9, 6 + i), (30 * i, 0, 0)) for i in range(4)]
+    dataset = datasets.Dataset.from_dict(dict(image=pictures, label=[0, 1, 1, 0]), features=features)
+    grids = []
+    monkeypatch.setattr(image_trainer, "save_image_grid", lambda images, path, *layout: grids.append((images.shape, *layout)))
+    model = ImageAutoregressiveFlow(image_size=(4, 6), patch_size=2, num_classes=2, model=SMALL)
+    make_trainer(tmp_path, model, dataset)()
+    # as tensors, which it gives with 8 bits
+    dataset = datasets.Dataset.from_dict(dict(image=[Image.new("RGB", (6, 4))] * 4, label=[0, 1, 1, 0]), features=features)
+    make_trainer(tmp_path / "tensors", model, dataset.with_format("torch"))()
+    assert grids == [((4, 3, 4, 6), 2, ["rose", "tulip"])] * 2
+
+
+def test_vectors_come_to_the_model_and_those_of_the_first_items_to_the_grids(tmp_path):
+    class Captioned(torch.utils.data.Dataset):
+        def __len__(self):
+            return 6
+
+        def __getitem__(self, index):
+            vectors = torch.full((3, 5), float(index))
+            return dict(image=torch.rand(1, 4, 4), cond=vectors, cond_mask=torch.arange(3) <= index, label=index % 2)
+
+    trained, (sample,) = listen(make_trainer(tmp_path, Listener(num_classes=2), Captioned(), num_samples=4))
+    assert {name: tuple(given.shape) for name, given in trained[0].items()} == dict(
+        images=(2, 1, 4, 4), labels=(2,), cond=(2, 3, 5), cond_mask=(2, 3)
+    )
+    assert sample["batch_size"] == 4
+    assert sample["cond"][:, 0, 0].tolist() == [0, 1, 2, 3]
+    assert sample["labels"].tolist() == [0, 1, 0, 1]
+    assert sample["cond_mask"].sum(dim=1).tolist() == [1, 2, 3, 3]
+
+    own = dict(cond=torch.zeros(4, 5))
+    _, (sample,) = listen(make_trainer(tmp_path / "own", Listener(), Captioned(), num_samples=4, sample_kwargs=own))
+    assert sample.keys() == {"batch_size", "cond"}
+    assert sample["cond"] is own["cond"]
+
+
+def test_a_conditional_model_trains_draws_and_loads(tmp_path):
+    images = TensorDataset(torch.rand(8, 1, 4, 4), torch.arange(8) % 3)
+    model = ImageAutoregressiveFlow(image_size=4, patch_size=2, channels=1, num_classes=3, model=SMALL)
+    make_trainer(tmp_path, model, images, sample_kwargs=dict(guidance_scale=2.0))()
+    loaded = ImageAutoregressiveFlow.from_pretrained(tmp_path / "checkpoints" / "checkpoint.4")
+    assert loaded.sample(labels=[0, 1, 2], guidance_scale=2.0).shape == (3, 1, 4, 4)
+    picture = Image.open(tmp_path / "results" / "results.4.png")
+    assert picture.height == 3 * 50 + 2
+    assert picture.width > 2 * 50 + 2  # the names stand beside
+
+
+def test_looking_at_the_dataset_for_the_grids_draws_no_random_numbers(tmp_path):
+    class Augmented(torch.utils.data.Dataset):
+        def __len__(self):
+            return 8
+
+        def __getitem__(self, index):
+            return torch.rand(1, 4, 4), index % 3
+
+    trainer = make_trainer(tmp_path, Listener(num_classes=3), Augmented())
+    before = torch.get_rng_state()
+    assert trainer._grid_layout[1:] == (2, ["0", "1", "2"])
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize(
+    ("num_classes", "count", "labels", "columns"),
+    [
+        (3, 6, [0, 0, 1, 1, 2, 2], 2),
+        (3, 7, [0, 0, 0, 1, 1, 1, 2, 2, 2], 3),
+        (1, 2, [0, 0], 2),
+        (10, 4, [0, 2, 5, 7], 1),
+    ],
+)
+def test_labels_of_a_grid(num_classes, count, labels, columns):
+    assert labels_by_row(num_classes, count)[0].tolist() == labels
+    assert labels_by_row(num_classes, count)[1] == columns
 
 
 def test_a_model_that_cannot_be_saved_is_refused_before_training(tmp_path):
@@ -296,13 +440,22 @@ from autoregressive_diffusion_pytorch import ImageAutoregressiveFlow, ImageTrain
 
 class Recorded(ImageAutoregressiveFlow):
     seen = []
-    def forward(self, images):
+    def forward(self, images, **conditions):
         self.seen += images[:, 0, 0, 0].tolist()
-        return super().forward(images)
+        assert conditions.keys() == {"labels", "cond", "cond_mask"}
+        return super().forward(images, **conditions)
+
+class Images(torch.utils.data.Dataset):
+    def __len__(self):
+        return 16
+
+    def __getitem__(self, i):
+        return dict(image=torch.full((1, 4, 4), i / 16), label=i, cond=torch.randn(3, 5), cond_mask=torch.arange(3) < i)
 
 folder = sys.argv[1]
-model = Recorded(image_size=4, patch_size=2, channels=1, model=dict(dim=16, depth=1, heads=2, dim_head=8, mlp_width=16))
-dataset = torch.arange(16.0).view(16, 1, 1, 1).expand(16, 1, 4, 4) / 16
+sizes = dict(dim=16, depth=1, heads=2, dim_head=8, mlp_width=16)
+model = Recorded(image_size=4, patch_size=2, channels=1, num_classes=16, dim_cond=5, model=sizes)
+dataset = Images()
 trainer = ImageTrainer(
     model, dataset=dataset, num_train_steps=4, max_minutes=10, batch_size=2, num_samples=1, checkpoint_every=2,
     checkpoints_folder=folder + "/checkpoints", results_folder=folder + "/results",
@@ -342,6 +495,20 @@ def test_grid_shows_the_images(tmp_path, channels):
     assert grid.getpixel((25, 77)) == (255, 255, 255)
     assert grid.getpixel((75, 25)) == (0, 0, 0)
     assert names(tmp_path / "deep") == ["grid.png"]
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_names_stand_beside_the_rows(tmp_path, channels):
+    images = torch.full((4, channels, 24, 24), 0.5)
+    save_image_grid(images, tmp_path / "grid.png", 2, ["Tulip", "a much longer name"])
+    grid = Image.open(tmp_path / "grid.png").convert("RGB")
+    margin = grid.width - 2 * 50 - 2
+    assert grid.height == 2 * 50 + 2
+    assert np.asarray(grid)[2:50, margin + 2 : margin + 50].min() > 120  # the images as they are
+    pixels = np.asarray(grid)[:, :margin].max(axis=2)
+    assert (pixels > 128).sum() > 20  # letters
+    first, second = (np.flatnonzero(rows.max(axis=0) > 128).max() for rows in (pixels[:51], pixels[51:]))
+    assert first < second < margin
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 4])

@@ -35,7 +35,7 @@ def test_models_come_without_torchvision_and_accelerate():
 # the floors of the house: a room imports only from those below it
 FLOORS = [
     {"checks", "solvers", "pretrained", "compilation", "modes"},
-    {"denoiser", "backbone", "image_dataset"},
+    {"denoiser", "backbone", "conditioning", "image_dataset"},
     {"heads", "image_trainer"},
     {"autoregressive"},
     {"image"},

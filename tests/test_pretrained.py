@@ -44,7 +44,7 @@ def test_the_configuration_holds_the_defaults():
     assert config["diffusion_kwargs"]["sigma_max"] == 80.0
     config = ImageAutoregressiveDiffusion(image_size=8, patch_size=4, model=SMALL).config
     assert config["channels"] == 3
-    assert config["model"]["diffusion_kwargs"]["clamp_during_sampling"] is True
+    assert config["model"]["diffusion_kwargs"]["clamp_during_sampling"] == "guided"
     assert not {"max_seq_len", "dim_input"} & config["model"].keys()
 
 

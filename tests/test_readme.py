@@ -4,6 +4,7 @@ import re
 import shlex
 from pathlib import Path
 
+import datasets
 import pytest
 import torch
 from PIL import Image
@@ -31,9 +32,10 @@ def short_training(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     images = tmp_path / "images"
-    images.mkdir()
-    for i in range(16):
-        Image.new("RGB", (100 + i, 120), (i, 2 * i, 3 * i)).save(images / f"{i}.jpg")
+    for i, name in enumerate(["daisy", "rose"] * 8):
+        (images / name).mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (100 + i, 120), (i, 2 * i, 3 * i)).save(images / name / f"{i}.jpg")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
     for name in ("num_train_steps", "num_samples"):
         monkeypatch.setitem(ImageTrainer.__init__.__kwdefaults__, name, 1)
     # the large models of the snippets, unlike the small ones of the other tests, gain by it
@@ -49,7 +51,7 @@ def test_snippet(code, short_training):
 
 
 def test_there_are_snippets():
-    assert len(list(snippets())) >= 13
+    assert len(list(snippets())) >= 18
 
 
 def test_pictures_are_there():

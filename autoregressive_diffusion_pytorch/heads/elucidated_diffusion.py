@@ -33,8 +33,8 @@ class ElucidatedDiffusion(Head):
         sigma_data: standard deviation of the tokens' entries.
         P_mean, P_std: mean and standard deviation of ln(sigma) in training.
         S_churn, S_tmin, S_tmax, S_noise: of the stochastic sampler, Algorithm 2; solvers other than "heun" take no notice.
-        clamp_during_sampling: hold the denoised token and the sample in [-1, 1] (never while training, where it would cut the
-            gradient): for data known to lie there.
+        clamp_during_sampling: hold the denoised token and the sample within [-1, 1], for data of that range: True, False, or
+            "guided" for samples with guidance only. (Never while training, where it would cut the gradient.)
         num_noise_draws: noise draws for each token and training step.
     """
 
@@ -56,7 +56,7 @@ class ElucidatedDiffusion(Head):
         S_tmin: float = 0.05,
         S_tmax: float = 50.0,
         S_noise: float = 1.003,
-        clamp_during_sampling: bool = False,
+        clamp_during_sampling: bool | Literal["guided"] = False,
         num_noise_draws: int = 1,
     ):
         if not S_churn >= 0:
@@ -65,7 +65,13 @@ class ElucidatedDiffusion(Head):
             raise ValueError(f"S_churn above 0 needs the solver 'heun', got {solver!r}")
         if solver is None:
             solver = "heun" if S_churn > 0 else "dpmpp_2m"
-        super().__init__(net, solver=solver, num_sample_steps=num_sample_steps, num_noise_draws=num_noise_draws)
+        super().__init__(
+            net,
+            solver=solver,
+            num_sample_steps=num_sample_steps,
+            clamp_during_sampling=clamp_during_sampling,
+            num_noise_draws=num_noise_draws,
+        )
         if not 0 < sigma_min < sigma_max:
             raise ValueError(f"sigma_min and sigma_max must be 0 < sigma_min < sigma_max, got {sigma_min} and {sigma_max}")
         check_above_zero(sigma_data=sigma_data, rho=rho, P_std=P_std)
@@ -80,7 +86,6 @@ class ElucidatedDiffusion(Head):
         self.S_tmin = S_tmin
         self.S_tmax = S_tmax
         self.S_noise = S_noise
-        self.clamp_during_sampling = clamp_during_sampling
 
     # preconditioning, Table 1: the scalings take floats and tensors alike
 
@@ -119,13 +124,19 @@ class ElucidatedDiffusion(Head):
     def network_time(self, times: Tensor) -> Tensor:
         return self.c_noise(times)
 
-    def evaluate(self, x: Tensor, time: float, modulation: Tensor) -> Tensor:
-        denoised = self.denoised(x, time, modulation)
-        return denoised.clamp(-1, 1) if self.clamp_during_sampling else denoised
+    def noise_level(self, time: float) -> float:
+        return time
 
-    def integrate(self, denoise: Field, *, noise: Callable[[], State], num_steps: int, solver: str) -> State:
+    def evaluate(self, x: Tensor, time: float, modulation: Tensor) -> Tensor:
+        return self.denoised(x, time, modulation)
+
+    def integrate(self, denoised: Field, *, noise: Callable[[], State], num_steps: int, solver: str, clamp: bool = False) -> State:
         schedule = partial(karras_schedule, sigma_min=self.sigma_min, sigma_max=self.sigma_max, rho=self.rho)
         x = self.sigma_max * noise()
+
+        def denoise(x: State, sigma: float) -> State:
+            return denoised(x, sigma).clamp(-1, 1) if clamp else denoised(x, sigma)
+
         if solver == "dpmpp_2m":
             # it ends at sigma_min: from there to 0 it would take an evaluation that changes next to nothing
             x = dpmpp_2m(denoise, x, schedule(num_steps + 1), alpha=lambda sigma: 1.0, sigma=lambda sigma: sigma)
@@ -135,5 +146,4 @@ class ElucidatedDiffusion(Head):
         else:
             # eq. 1, with time as the noise level and eq. 3 for the score
             x = ODE_SOLVERS[solver](lambda x, sigma: (x - denoise(x, sigma)) / sigma, x, [*schedule(num_steps), 0.0])
-        # some solvers extrapolate beyond the denoised tokens; the state of a dry run is a plain number
-        return x.clamp(-1, 1) if self.clamp_during_sampling and isinstance(x, Tensor) else x
+        return x.clamp(-1, 1) if clamp else x  # some solvers extrapolate beyond the denoised tokens

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from functools import partial
 from math import inf
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Generator, Tensor
@@ -15,6 +15,7 @@ from torch.nn import Module
 
 from autoregressive_diffusion_pytorch.checks import check_choice, check_positive_int
 from autoregressive_diffusion_pytorch.compilation import compiled
+from autoregressive_diffusion_pytorch.conditioning import check_guidance_interval, guide
 from autoregressive_diffusion_pytorch.denoiser import MLP
 from autoregressive_diffusion_pytorch.modes import evaluating
 from autoregressive_diffusion_pytorch.solvers import Field, State, visited_times
@@ -29,20 +30,32 @@ class Head(Module, ABC):
         net: the denoiser.
         solver: name of the sampler's solver, unless `sample` is told another: one of `NUM_SAMPLE_STEPS`.
         num_sample_steps: its steps; by default as many as `NUM_SAMPLE_STEPS` has for the solver.
+        clamp_during_sampling: hold the clean tokens that the sampler sees on its way within [-1, 1], for data of that range: True,
+            False, or "guided" for samples with guidance only. That pushes tokens out of the range, and much of it diverges without.
         num_noise_draws: independent noise draws for each token and training step. More of them train the head better for the
             same pass through the backbone (Li et al. 2024 use 4).
     """
 
     NUM_SAMPLE_STEPS: ClassVar[dict[str, int]]  # the solvers of the head, each with the steps that it takes by default
 
-    def __init__(self, net: MLP, *, solver: str, num_sample_steps: int | None, num_noise_draws: int):
+    def __init__(
+        self,
+        net: MLP,
+        *,
+        solver: str,
+        num_sample_steps: int | None,
+        clamp_during_sampling: bool | Literal["guided"],
+        num_noise_draws: int,
+    ):
         super().__init__()
+        check_choice("clamp_during_sampling", clamp_during_sampling, (True, False, "guided"))
         check_choice("solver", solver, self.NUM_SAMPLE_STEPS)
         num_sample_steps = self.NUM_SAMPLE_STEPS[solver] if num_sample_steps is None else num_sample_steps
         check_positive_int(num_sample_steps=num_sample_steps, num_noise_draws=num_noise_draws)
         self.net = net
         self.solver = solver
         self.num_sample_steps = num_sample_steps
+        self.clamp_during_sampling = clamp_during_sampling
         self.num_noise_draws = num_noise_draws
 
     @property
@@ -57,13 +70,20 @@ class Head(Module, ABC):
         draws = draws.to(torch.promote_types(tokens.dtype, torch.float32))
         return self.losses(draws, cond).mean(dim=0)
 
-    def sample(self, cond: Tensor, **kwargs) -> Tensor:
-        """Draws one token for each condition, `(… dim) -> (… d)`. Further arguments as of `sampler`.
+    def sample(self, cond: Tensor, uncond: Tensor | None = None, guidance_scale: Tensor | float = 1.0, **sampler_kwargs) -> Tensor:
+        """Draws one token for each condition, `(… dim) -> (… d)`.
+
+        Args:
+            cond: conditions (… dim).
+            uncond: conditions (… dim) of the unconditional model, for classifier-free guidance: what the head says of the two is
+                combined, at each evaluation, as uncond + scale · (cond - uncond).
+            guidance_scale: the scale, one number or one for each condition (…); of no effect without `uncond`.
+            sampler_kwargs: as of `sampler`.
 
         Returns:
             Tokens in single precision or the condition's, whichever is higher: so is the sampler's state.
         """
-        return self.sampler(**kwargs)(cond)
+        return self.sampler(**sampler_kwargs)(cond, uncond, guidance_scale)
 
     @torch.no_grad()
     def sampler(
@@ -72,12 +92,14 @@ class Head(Module, ABC):
         num_steps: int | None = None,
         solver: str | None = None,
         temperature: float = 1.0,
+        guidance_interval: tuple[float, float] | None = None,
         generator: Generator | None = None,
         compile: bool = False,
-    ) -> Callable[[Tensor], Tensor]:
+    ) -> Callable[..., Tensor]:
         """A function that draws one token for each condition, `(… dim) -> (… d)`, for many calls with the same arguments.
 
-        All that depends on the schedule alone is computed here, once. It holds for the weights as they now are.
+        It takes `cond`, `uncond` and `guidance_scale` of `sample`. All that depends on the schedule alone is computed here, once:
+        it holds for the weights as they now are.
 
         Args:
             num_steps: steps of the solver, at least 1; by default the head's `num_sample_steps` or, where another solver than the
@@ -86,6 +108,8 @@ class Head(Module, ABC):
             solver: name of the solver, by default the head's.
             temperature: factor on every noise that the sampler draws, at least 0. A Gaussian's standard deviation is
                 multiplied by just this factor; 1 changes nothing, 0 is deterministic.
+            guidance_interval: noise levels, above the first and up to the second, at which samples are guided. At others they
+                follow `cond` alone (Kynkäänniemi et al. 2024, https://arxiv.org/abs/2404.07724).
             generator: source of randomness, on any device; by default torch's global one.
             compile: compile the loop over the steps with `torch.compile` (on CUDA: one captured graph), where that is possible.
         """
@@ -96,6 +120,7 @@ class Head(Module, ABC):
         check_choice("solver", solver, self.NUM_SAMPLE_STEPS)
         if not 0 <= temperature < inf:
             raise ValueError(f"temperature must be at least 0 and finite, got {temperature}")
+        guidance_interval = check_guidance_interval(guidance_interval)
 
         # a dry run on plain numbers: the times that the solver will ask for, and how often it will draw noise
         draws = []
@@ -109,13 +134,18 @@ class Head(Module, ABC):
         modules = list(self.modules())
 
         @torch.no_grad()
-        def draw(cond: Tensor) -> Tensor:
+        def draw(cond: Tensor, uncond: Tensor | None = None, guidance_scale: Tensor | float = 1.0) -> Tensor:
             noises = (temperature * self._unit_noise(cond, generator) for _ in draws)
+            conds, scale = cond, None
+            if uncond is not None:
+                scale = torch.as_tensor(guidance_scale, device=cond.device).unsqueeze(-1)
+                scale = scale.to(torch.promote_types(cond.dtype, torch.float32))
+                conds = torch.stack((cond, uncond))
             with evaluating(modules):
                 if not compile:
-                    return run(cond, noises, time_modulations, num_steps, solver)
+                    return run(conds, scale, guidance_interval, noises, time_modulations, num_steps, solver)
                 # a captured graph has its noise before it starts, and writes every result to the same place
-                return run(cond, list(noises), time_modulations, num_steps, solver).clone()
+                return run(conds, scale, guidance_interval, list(noises), time_modulations, num_steps, solver).clone()
 
         return draw
 
@@ -125,17 +155,37 @@ class Head(Module, ABC):
         source = cond.device if generator is None else generator.device
         return torch.randn(shape, generator=generator, device=source, dtype=dtype).to(cond.device)
 
-    def _run(self, cond: Tensor, noises: Iterable[Tensor], time_modulations: Tensor, num_steps: int, solver: str) -> Tensor:
-        """Draws a token for each condition. `time_modulations` has those of all evaluations, in their order."""
-        cond_modulation = self.net.modulate_cond(cond)
-        modulations = (time_modulation + cond_modulation for time_modulation in time_modulations.unbind())
+    def _run(
+        self,
+        conds: Tensor,
+        scale: Tensor | None,
+        interval: tuple[float, float] | None,
+        noises: Iterable[Tensor],
+        time_modulations: Tensor,
+        num_steps: int,
+        solver: str,
+    ) -> Tensor:
+        """Draws a token for each condition (… dim), or with a guidance scale for each pair of them (2 … dim).
+
+        `time_modulations` has those of all evaluations, in their order.
+        """
+        cond_modulation = self.net.modulate_cond(conds)
+        time_modulations = iter(time_modulations.unbind())
         noises = iter(noises)
-        return self.integrate(
-            lambda x, time: self.evaluate(x, time, next(modulations)),
-            noise=lambda: next(noises),
-            num_steps=num_steps,
-            solver=solver,
-        )
+
+        def evaluate(x: Tensor, time: float) -> Tensor:
+            time_modulation = next(time_modulations)
+            if scale is None:
+                return self.evaluate(x, time, time_modulation + cond_modulation)
+            if interval is not None and not interval[0] < self.noise_level(time) <= interval[1]:
+                return self.evaluate(x, time, time_modulation + cond_modulation[0])
+            # what the network gives is the denoised token, or the velocity, up to what depends on x and the time alone: to guide
+            # the one is to guide the other, and the score
+            conditional, unconditional = self.evaluate(x.expand(2, *x.shape), time, time_modulation + cond_modulation)
+            return guide(unconditional, conditional, scale)
+
+        clamp = scale is not None if self.clamp_during_sampling == "guided" else bool(self.clamp_during_sampling)
+        return self.integrate(evaluate, noise=lambda: next(noises), num_steps=num_steps, solver=solver, clamp=clamp)
 
     @abstractmethod
     def losses(self, tokens: Tensor, cond: Tensor) -> Tensor:
@@ -146,9 +196,16 @@ class Head(Module, ABC):
         """A solver's times, as the network is told them."""
 
     @abstractmethod
+    def noise_level(self, time: float) -> float:
+        """The standard deviation of the noise at a solver's time, for a token of weight 1."""
+
+    @abstractmethod
     def evaluate(self, x: Tensor, time: float, modulation: Tensor) -> Tensor:
         """What the solvers integrate, at `x` (… d): one evaluation of the network."""
 
     @abstractmethod
-    def integrate(self, evaluate: Field, *, noise: Callable[[], State], num_steps: int, solver: str) -> State:
-        """Runs a solver from noise to tokens; all randomness comes from `noise`. The state may be a plain number."""
+    def integrate(self, evaluate: Field, *, noise: Callable[[], State], num_steps: int, solver: str, clamp: bool = False) -> State:
+        """Runs a solver from noise to tokens; all randomness comes from `noise`. The state may be a plain number.
+
+        With `clamp`, clean tokens are held within [-1, 1] on the way and at the end.
+        """

@@ -7,7 +7,7 @@ High-Resolution Image Synthesis", Esser et al. 2024 (https://arxiv.org/abs/2403.
 from __future__ import annotations
 
 from collections.abc import Callable
-from math import sqrt
+from math import inf, sqrt
 from typing import ClassVar, Literal
 
 import torch
@@ -40,6 +40,8 @@ class RectifiedFlow(Head):
         time_distribution: of the training times, "uniform" or "logit_normal" (Esser et al. 2024, eq. 19). The latter seldom draws
             times near 0 and 1: it favours the shape of the distribution over its exact spread.
         logit_mean, logit_std: location and scale of the logit-normal distribution.
+        clamp_during_sampling: hold the clean tokens that the sampler sees on its way within [-1, 1], for data of that range: True,
+            False, or "guided" for samples with guidance only.
         num_noise_draws: noise draws for each token and training step.
     """
 
@@ -56,9 +58,16 @@ class RectifiedFlow(Head):
         time_distribution: Literal["uniform", "logit_normal"] = "uniform",
         logit_mean: float = 0.0,
         logit_std: float = 1.0,
+        clamp_during_sampling: bool | Literal["guided"] = False,
         num_noise_draws: int = 1,
     ):
-        super().__init__(net, solver=solver, num_sample_steps=num_sample_steps, num_noise_draws=num_noise_draws)
+        super().__init__(
+            net,
+            solver=solver,
+            num_sample_steps=num_sample_steps,
+            clamp_during_sampling=clamp_during_sampling,
+            num_noise_draws=num_noise_draws,
+        )
         check_choice("time_distribution", time_distribution, TIME_DISTRIBUTIONS)
         check_above_zero(sigma_data=sigma_data, logit_std=logit_std)
 
@@ -111,26 +120,38 @@ class RectifiedFlow(Head):
     def network_time(self, times: Tensor) -> Tensor:
         return times
 
+    def noise_level(self, time: float) -> float:
+        return (1 - time) / time if time > 0 else inf
+
     def evaluate(self, x: Tensor, time: float, modulation: Tensor) -> Tensor:
         return self.velocity(x, time, modulation)
 
-    def integrate(self, velocity: Field, *, noise: Callable[[], State], num_steps: int, solver: str) -> State:
+    def integrate(self, velocity: Field, *, noise: Callable[[], State], num_steps: int, solver: str, clamp: bool = False) -> State:
+        def clean(x: State, time: float) -> State:
+            # on the straight path, x_t + (1 - t) · velocity is the clean token
+            token = x + (1 - time) * velocity(x, time)
+            return token.clamp(-1, 1) if clamp else token
+
+        def held_velocity(x: State, time: float) -> State:
+            # at time 1 there is nothing on the way any more
+            return (clean(x, time) - x) / (1 - time) if clamp and time < 1 else velocity(x, time)
+
+        times = [i / num_steps for i in range(num_steps + 1)]
         if solver == "dpmpp_2m":
             # its times follow the noise levels (1 - t) / t of Karras et al. 2022, who have data of standard deviation 0.5; but for
             # the first: it is noise alone. It ends at the lowest: a step from there to 0 would change next to nothing
             unit = self.sigma_data / 0.5
             sigmas = karras_schedule(num_steps + 1, sigma_min=0.002 * unit, sigma_max=80.0 * unit, rho=7.0)
             times = [0.0, *(1 / (1 + sigma) for sigma in sigmas[1:])]
-            # on the straight path, x_t + (1 - t) · velocity is the clean token
-            x = dpmpp_2m(lambda x, t: x + (1 - t) * velocity(x, t), noise(), times, alpha=lambda t: t, sigma=lambda t: 1 - t)
-            return x / times[-1]
-        times = [i / num_steps for i in range(num_steps + 1)]
-        if solver == "euler_maruyama":
+            x = dpmpp_2m(clean, noise(), times, alpha=lambda t: t, sigma=lambda t: 1 - t) / times[-1]
+        elif solver == "euler_maruyama":
             # Song et al. 2021 (https://arxiv.org/abs/2011.13456), eq. 13: with diffusion² / 2 times the score added to the
             # velocity, noise leaves the distribution at each time as it is. The score is -E[noise | x_t] / (1 - t), where
             # E[noise | x_t] = x_t - t · velocity; a diffusion of sqrt(2 (1 - t)) cancels what is singular at time 1 (one of the
             # choices of Ma et al. 2024, https://arxiv.org/abs/2401.08740)
-            return euler_maruyama(
-                lambda x, t: (1 + t) * velocity(x, t) - x, noise(), times, diffusion=lambda t: sqrt(2 * (1 - t)), noise=noise
+            x = euler_maruyama(
+                lambda x, t: (1 + t) * held_velocity(x, t) - x, noise(), times, diffusion=lambda t: sqrt(2 * (1 - t)), noise=noise
             )
-        return ODE_SOLVERS[solver](velocity, noise(), times)
+        else:
+            x = ODE_SOLVERS[solver](held_velocity, noise(), times)
+        return x.clamp(-1, 1) if clamp else x

@@ -1,6 +1,7 @@
 """What holds for every head."""
 
 import copy
+import itertools
 import math
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 from helpers import STANDARD_ERRORS, assert_mean, assert_std, stir
 
 from autoregressive_diffusion_pytorch import MLP, ElucidatedDiffusion, RectifiedFlow
+from autoregressive_diffusion_pytorch.solvers import karras_schedule
 
 HEADS = [
     pytest.param(ElucidatedDiffusion, {}, id="diffusion"),
@@ -97,6 +99,107 @@ def test_a_sampler_for_many_calls_draws_what_single_samples_are(head_class, kwar
         draw = head.sampler(generator=one, **arguments)
         for cond in conds:
             assert torch.equal(draw(cond), head.sample(cond, generator=other, **arguments))
+
+
+def by_hand(head, cond, uncond, scale, noise, num_steps, interval=(0.0, math.inf)):
+    """Euler's method, the two conditions evaluated one after the other."""
+    clamp = head.clamp_during_sampling
+    if isinstance(head, ElucidatedDiffusion):
+        levels = [*karras_schedule(num_steps, head.sigma_min, head.sigma_max, head.rho), 0.0]
+        x = levels[0] * noise
+        for sigma, next_sigma in itertools.pairwise(levels):
+            time = head.c_noise(torch.tensor(sigma))
+            one, other = (head.denoised(x, sigma, head.net.modulate(time, c)) for c in (cond, uncond))
+            denoised = other + scale * (one - other) if interval[0] < sigma <= interval[1] else one
+            denoised = denoised.clamp(-1, 1) if clamp else denoised
+            x = x + (next_sigma - sigma) * (x - denoised) / sigma
+        return x
+    x = noise
+    for i in range(num_steps):
+        time = i / num_steps
+        one, other = (head.velocity(x, time, head.net.modulate(torch.tensor(time), c)) for c in (cond, uncond))
+        level = (1 - time) / time if time else math.inf
+        velocity = other + scale * (one - other) if interval[0] < level <= interval[1] else one
+        clean = x + (1 - time) * velocity
+        x = x + ((clean.clamp(-1, 1) if clamp else clean) - x) / (1 - time) / num_steps
+    return x
+
+
+GUIDED = [
+    pytest.param(ElucidatedDiffusion, {}, id="diffusion"),
+    pytest.param(ElucidatedDiffusion, dict(clamp_during_sampling=True), id="clamped-diffusion"),
+    pytest.param(ElucidatedDiffusion, dict(clamp_during_sampling="guided"), id="guided-clamped-diffusion"),
+    pytest.param(RectifiedFlow, {}, id="flow-clean-token"),
+    pytest.param(RectifiedFlow, dict(clamp_during_sampling="guided"), id="guided-clamped-flow-clean-token"),
+    pytest.param(RectifiedFlow, dict(model_output_clean=False), id="flow-velocity"),
+    pytest.param(RectifiedFlow, dict(model_output_clean=False, clamp_during_sampling=True), id="clamped-flow-velocity"),
+]
+guided_heads = pytest.mark.parametrize(("head_class", "kwargs"), GUIDED)
+
+
+@guided_heads
+@pytest.mark.parametrize("scale", [0.5, 3.0, torch.tensor([0.0, 1.0, 4.0])])
+@pytest.mark.parametrize("interval", [(0.0, math.inf), (0.001, 8.0), (0.5, math.inf)])
+@torch.no_grad()
+def test_guidance_is_two_evaluations_combined(head_class, kwargs, scale, interval):
+    head = stir(make_head(head_class, kwargs), 0.3)
+    cond, uncond = torch.randn(2, 3, 6)
+    noise = torch.randn((3, 4), generator=torch.Generator().manual_seed(0))
+    scales = scale[:, None] if isinstance(scale, torch.Tensor) else scale
+    expected = by_hand(head, cond, uncond, scales, noise, 5, interval)
+    options = dict(num_steps=5, solver="euler", guidance_interval=interval)
+    guided = head.sample(cond, uncond, scale, generator=torch.Generator().manual_seed(0), **options)
+    torch.testing.assert_close(guided, expected, rtol=1e-4, atol=1e-4)
+    plain = head.sample(cond, generator=torch.Generator().manual_seed(0), num_steps=5, solver="euler")
+    if "clamp_during_sampling" not in kwargs:  # clamped tokens soon end in the corners, guided or not
+        assert (guided - plain).abs().max() > 1e-3
+
+
+@heads
+def test_guidance_at_scales_0_and_1_and_without_a_second_condition(head_class, kwargs):
+    head = stir(make_head(head_class, kwargs))
+    cond, uncond = torch.randn(2, 3, 6)
+
+    def sample(*args, **options):
+        return head.sample(*args, generator=torch.Generator().manual_seed(0), **options)
+
+    plain, other = sample(cond), sample(uncond)
+    torch.testing.assert_close(sample(cond, uncond, 1.0), plain)
+    torch.testing.assert_close(sample(cond, uncond, 0.0), other)
+    assert torch.equal(sample(cond, None, 3.0), plain)
+    # no noise level lies in the interval: the condition alone
+    torch.testing.assert_close(sample(cond, uncond, 3.0, guidance_interval=(1e6, 1e7)), plain)
+
+
+CLAMPING = [(head_class, solver) for head_class in (ElucidatedDiffusion, RectifiedFlow) for solver in head_class.NUM_SAMPLE_STEPS]
+
+
+@pytest.mark.parametrize(("head_class", "solver"), CLAMPING)
+def test_clamping_holds_all_samples_none_or_the_guided_ones(head_class, solver):
+    heads = {clamp: make_head(head_class, dict(clamp_during_sampling=clamp)) for clamp in (True, False, "guided")}
+    stir(heads[True], 0.5)
+    cond, uncond = torch.randn(2, 100, 6)
+    largest = {}
+    for clamp, head in heads.items():
+        head.load_state_dict(heads[True].state_dict())
+        for guidance, arguments in (("plain", (cond,)), ("guided", (cond, uncond, 3.0))):
+            sample = head.sample(*arguments, solver=solver, generator=torch.Generator().manual_seed(0))
+            assert sample.isfinite().all()
+            largest[clamp, guidance] = sample.abs().max()
+    assert largest[True, "plain"] <= 1
+    assert largest[True, "guided"] <= 1
+    assert largest["guided", "guided"] <= 1
+    assert largest["guided", "plain"] == largest[False, "plain"] > 1
+    assert largest[False, "guided"] > 1
+    with pytest.raises(ValueError, match="clamp_during_sampling must be one of True, False, 'guided', got 'always'"):
+        make_head(head_class, dict(clamp_during_sampling="always"))
+
+
+@pytest.mark.parametrize(("head_class", "expected"), [(ElucidatedDiffusion, [0.25, 1, 80]), (RectifiedFlow, [4, 1, 80])])
+def test_the_noise_level_is_the_noise_of_a_token_of_weight_1(head_class, expected):
+    head = make_head(head_class, {})
+    times = [0.25, 1, 80] if head_class is ElucidatedDiffusion else [0.2, 0.5, 1 / 81]
+    torch.testing.assert_close([float(head.noise_level(time)) for time in times], [float(level) for level in [*expected]])
 
 
 @heads

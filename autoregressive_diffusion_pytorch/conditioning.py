@@ -1,0 +1,256 @@
+"""What a model is told to draw: labels and vectors as embeddings for the transformer, left out at random, and guidance.
+
+Ho & Salimans 2022, "Classifier-Free Diffusion Guidance" (https://arxiv.org/abs/2207.12598).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import inf
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import Module
+
+from autoregressive_diffusion_pytorch.checks import check_choice, check_positive_int
+
+GUIDANCE_SCHEDULES = ("constant", "linear")
+
+
+class Conditioning(Module):
+    """Embeddings of labels and vectors, for a transformer to read before its tokens or by cross-attention.
+
+    While training, the condition of a sample is left out with a probability, all of it at once, so that one model learns the
+    conditional and the unconditional distribution.
+
+    Args:
+        dim: width of the transformer.
+        num_classes: number of labels, none by default.
+        dim_cond: width of the vectors, none by default.
+        num_cond_tokens: learned embeddings of each label.
+        cross_attend: vectors are read by cross-attention; by default before the tokens, as labels always are.
+        cond_drop_prob: probability, at least 0 and below 1, with which a sample's condition is left out while training.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        num_classes: int | None = None,
+        dim_cond: int | None = None,
+        num_cond_tokens: int = 4,
+        cross_attend: bool = False,
+        cond_drop_prob: float = 0.1,
+    ):
+        super().__init__()
+        given = dict(num_classes=num_classes, dim_cond=dim_cond)
+        check_positive_int(num_cond_tokens=num_cond_tokens, **{name: size for name, size in given.items() if size is not None})
+        if not 0 <= cond_drop_prob < 1:
+            raise ValueError(f"cond_drop_prob must be at least 0 and below 1, got {cond_drop_prob}")
+        if cross_attend and dim_cond is None:
+            raise ValueError("cross_attend = True needs dim_cond, the width of the vectors to attend to")
+        self.num_classes = num_classes
+        self.dim_cond = dim_cond
+        self.cross_attend = cross_attend
+        self.cond_drop_prob = cond_drop_prob
+        # all of the size of embedded tokens, as the positions are
+        if num_classes is not None:
+            # one more, the last, for no label
+            self.label_embeds = nn.Parameter(torch.randn(num_classes + 1, num_cond_tokens, dim) * 0.5)
+        if dim_cond is not None:
+            self.proj_cond = nn.Linear(dim_cond, dim)
+            self.no_cond = nn.Parameter(torch.randn(dim) * 0.5)
+
+    @property
+    def is_conditional(self) -> bool:
+        return self.num_classes is not None or self.dim_cond is not None
+
+    def check(
+        self, labels: Tensor | Sequence[int] | int | None, cond: Tensor | None, cond_mask: Tensor | None
+    ) -> dict[str, Tensor]:
+        """What is given, as tensors (m …) of m conditions on the device of the weights, ready for `forward`.
+
+        Raises:
+            ValueError, TypeError: if something is missing, of a wrong shape or range, or nothing that this model was made for.
+        """
+        conditions = {}
+        if self.num_classes is not None:
+            conditions["labels"] = self._check_labels(labels)
+        elif labels is not None:
+            raise ValueError("labels are given to a model without classes: num_classes makes one with them")
+        if self.dim_cond is not None:
+            conditions |= self._check_vectors(cond, cond_mask)
+        elif cond is not None or cond_mask is not None:
+            raise ValueError("cond is given to a model that takes no vectors: dim_cond makes one that does")
+        return conditions
+
+    def _check_labels(self, labels: Tensor | Sequence[int] | int | None) -> Tensor:
+        if labels is None:
+            raise ValueError(f"labels are missing: the model was made with num_classes = {self.num_classes}")
+        labels = torch.as_tensor(labels, device=self.label_embeds.device)
+        if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+            raise TypeError(f"labels must be whole numbers, got {labels.dtype}")
+        labels = labels.reshape(1) if labels.ndim == 0 else labels
+        if labels.ndim != 1 or len(labels) < 1:
+            raise ValueError(f"labels must be of shape (b,) with b >= 1, got {tuple(labels.shape)}")
+        wrong = labels[(labels < 0) | (labels >= self.num_classes)]
+        if len(wrong):
+            raise ValueError(f"labels must be from 0 to {self.num_classes - 1}, got {int(wrong[0])}")
+        return labels.long()
+
+    def _check_vectors(self, cond: Tensor | None, cond_mask: Tensor | None) -> dict[str, Tensor]:
+        if cond is None:
+            raise ValueError(f"cond is missing: the model was made with dim_cond = {self.dim_cond}")
+        if not cond.is_floating_point():
+            raise TypeError(f"cond must hold real numbers, got {cond.dtype}")
+        if cond.ndim not in (2, 3) or cond.shape[-1] != self.dim_cond or 0 in cond.shape:
+            raise ValueError(f"cond must be of shape (b {self.dim_cond}) or (b m {self.dim_cond}), got {tuple(cond.shape)}")
+        conditions = dict(cond=cond)
+        if cond_mask is not None:
+            if cond_mask.dtype != torch.bool:
+                raise TypeError(f"cond_mask must hold booleans, True for vectors to read, got {cond_mask.dtype}")
+            if cond_mask.shape != cond.shape[:-1] or cond_mask.ndim != 2:
+                raise ValueError(
+                    f"cond_mask must be of shape (b m) for a cond of shape (b m {self.dim_cond}), "
+                    f"got {tuple(cond_mask.shape)} for {tuple(cond.shape)}"
+                )
+            conditions["cond_mask"] = cond_mask
+        weight = self.proj_cond.weight
+        return {name: value.to(weight.device) for name, value in conditions.items()}
+
+    def draw_dropped(self, batch_size: int) -> Tensor | None:
+        """Which samples (b,) of a training batch lose their condition; None for none."""
+        if not (self.training and self.is_conditional and self.cond_drop_prob > 0):
+            return None
+        device = next(self.parameters()).device
+        return torch.rand(batch_size, device=device) < self.cond_drop_prob
+
+    def forward(
+        self,
+        *,
+        labels: Tensor | None = None,
+        cond: Tensor | None = None,
+        cond_mask: Tensor | None = None,
+        dropped: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """Embeddings for the transformer.
+
+        Args:
+            labels: (b,), if the model has classes; may be None where all are dropped.
+            cond: vectors (b dim_cond), or sequences of them (b m dim_cond), if the model takes them; None as of `labels`.
+            cond_mask: (b m), True for the vectors to read. A sequence without any is as one left out.
+            dropped: (b,), True for samples whose condition is left out.
+
+        Returns:
+            Of `prefix` (b p dim), `prefix_mask` (b p), `context` (b m dim) and `context_mask` (b m) those that there are. The
+            masks are True where there is something to read; without a mask all of it is.
+        """
+        embeds, mask = None, None
+        if self.dim_cond is not None:
+            embeds, mask = self._embed_vectors(cond, cond_mask, dropped)
+        condition = {}
+        if embeds is not None and self.cross_attend:
+            condition = dict(context=embeds, context_mask=mask)
+        elif embeds is not None:
+            condition = dict(prefix=embeds, prefix_mask=mask)
+        if self.num_classes is not None:
+            label_embeds = self._embed_labels(labels, dropped)
+            if "prefix" in condition:
+                condition["prefix"] = torch.cat((embeds, label_embeds), dim=1)
+                if mask is not None:
+                    condition["prefix_mask"] = torch.cat((mask, mask.new_ones(label_embeds.shape[:2])), dim=1)
+            else:
+                condition["prefix"] = label_embeds
+        return {name: value for name, value in condition.items() if value is not None}
+
+    def _embed_labels(self, labels: Tensor | None, dropped: Tensor | None) -> Tensor:
+        if labels is None:
+            labels = dropped.new_zeros(len(dropped), dtype=torch.long)
+        if dropped is not None:
+            labels = labels.masked_fill(dropped, self.num_classes)
+        return self.label_embeds[labels]
+
+    def _embed_vectors(self, cond: Tensor | None, cond_mask: Tensor | None, dropped: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        weight = self.proj_cond.weight
+        if cond is None:
+            cond = weight.new_zeros(len(dropped), 1, self.dim_cond)
+        cond = cond.unsqueeze(1) if cond.ndim == 2 else cond
+        masked = cond.shape[1] > 1 and not (cond_mask is None and dropped is None)
+        mask = cond.new_ones(cond.shape[:2], dtype=torch.bool) if cond_mask is None else cond_mask
+        if dropped is not None:
+            mask = mask & ~dropped.unsqueeze(1)
+        # those to read come last, next to the tokens: their distance to them must not depend on the padding
+        order = mask.byte().argsort(dim=1, stable=True)
+        mask = mask.gather(1, order)
+        cond = cond.gather(1, order.unsqueeze(-1).expand_as(cond)).masked_fill(~mask.unsqueeze(-1), 0)
+        embeds = self.proj_cond(cond.to(weight.dtype))
+        # where there is nothing to read, the last is an embedding that says so. (It is in the graph of every batch: distributed
+        # training waits for the gradients of all parameters)
+        nothing = torch.zeros_like(mask)
+        nothing[:, -1] = ~mask.any(dim=1)
+        embeds = torch.where(nothing.unsqueeze(-1), self.no_cond, embeds.masked_fill(~mask.unsqueeze(-1), 0))
+        return embeds, mask | nothing if masked else None
+
+
+class Guidance:
+    """Classifier-free guidance: what the head is told moves from the unconditional to the conditional distribution, and beyond.
+
+    Args:
+        scale: at least 0, one number or one for each sample. 0 is the unconditional model, 1 the conditional one; above 1 samples
+            follow their condition more closely than the data do.
+        schedule: "constant", or "linear": growing evenly along the sequence, from about 1 to `scale` at its last token (Li et al.
+            2024, https://arxiv.org/abs/2406.11838, in their code).
+        interval: guide only at noise levels above the first and up to the second number, and elsewhere follow the conditional
+            model (Kynkäänniemi et al. 2024, https://arxiv.org/abs/2404.07724). The level is the standard deviation of the noise
+            for a token of weight 1, for all heads.
+    """
+
+    def __init__(
+        self,
+        scale: float | Sequence[float] | Tensor = 1.0,
+        schedule: Literal["constant", "linear"] = "constant",
+        interval: tuple[float, float] | None = None,
+    ):
+        check_choice("guidance_schedule", schedule, GUIDANCE_SCHEDULES)
+        self.scale = torch.as_tensor(scale, dtype=torch.float32).detach().cpu()
+        if self.scale.ndim > 1 or self.scale.numel() < 1:
+            raise ValueError(f"guidance_scale must be a number or of shape (b,), got {tuple(self.scale.shape)}")
+        if not (self.scale.isfinite().all() and (self.scale >= 0).all()):
+            raise ValueError(f"guidance_scale must be at least 0 and finite, got {scale}")
+        self.schedule = schedule
+        self.interval = check_guidance_interval(interval)
+
+    @property
+    def is_conditional(self) -> bool:
+        """The conditional model alone is asked."""
+        return bool((self.scale == 1).all())
+
+    @property
+    def is_unconditional(self) -> bool:
+        """The unconditional model alone is asked."""
+        return bool((self.scale == 0).all()) and self.schedule == "constant" and self.interval is None
+
+    def scales(self, length: int) -> Tensor:
+        """The scale at each of `length` tokens, (n,) or (n b)."""
+        if self.schedule == "constant":
+            return self.scale.expand(length, *self.scale.shape)
+        progress = torch.arange(1, length + 1) / length
+        return torch.lerp(torch.ones_like(self.scale), self.scale, progress.view(-1, *(1,) * self.scale.ndim))
+
+
+def check_guidance_interval(interval: tuple[float, float] | None) -> tuple[float, float] | None:
+    if interval is None:
+        return None
+    pair = tuple(interval)
+    if len(pair) != 2 or not 0 <= pair[0] < pair[1] <= inf:
+        raise ValueError(f"guidance_interval must be two noise levels 0 <= low < high, got {interval}")
+    return pair
+
+
+def guide(unconditional: Tensor, conditional: Tensor, scale: Tensor) -> Tensor:
+    """unconditional + scale · (conditional - unconditional), exact at scales 0 and 1.
+
+    Ho & Salimans 2022, eq. 6, whose w is `scale - 1`.
+    """
+    return torch.lerp(unconditional, conditional, scale)
