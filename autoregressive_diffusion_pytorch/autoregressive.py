@@ -16,7 +16,7 @@ from torch.nn import Module
 from tqdm import tqdm
 
 from autoregressive_diffusion_pytorch.backbone import Backbone, State
-from autoregressive_diffusion_pytorch.checks import check_choice, check_positive_int
+from autoregressive_diffusion_pytorch.checks import as_tensor, as_whole_numbers, check_choice, check_positive_int
 from autoregressive_diffusion_pytorch.compilation import compiled
 from autoregressive_diffusion_pytorch.conditioning import Conditioning, Guidance
 from autoregressive_diffusion_pytorch.denoiser import MLP
@@ -49,7 +49,8 @@ class Autoregressive(Module, Pretrained):
         mlp_depth, mlp_width: blocks and width of the head's denoiser; the width is `dim` by default.
         dim_input: width of a token, `dim` by default.
         num_classes: number of labels to tell it what to draw, none by default.
-        dim_cond: width of vectors to tell it what to draw, none by default. They are best of order 1.
+        dim_cond: width of vectors to tell it what to draw, none by default. They are best of order 1, and a set: where their order
+            matters, they must hold it.
         num_cond_tokens: learned embeddings of each label, read before the tokens.
         cross_attend: vectors are read by cross-attention, and not before the tokens.
         cond_drop_prob: share of the sequences in training that go without labels and vectors; guidance needs some.
@@ -230,6 +231,7 @@ class Autoregressive(Module, Pretrained):
         prompt = prompt.detach().to(weight.device, torch.promote_types(weight.dtype, torch.float32))
 
         guidance = Guidance(guidance_scale, guidance_schedule, guidance_interval)
+        draw = self.head.sampler(guidance_interval=guidance.interval, compile=compile, **sampler_kwargs)
         if not guidance.is_conditional and not self.conditioning.is_conditional:
             raise ValueError("guidance_scale other than 1 needs a model with num_classes or dim_cond")
         if not guidance.is_conditional and self.conditioning.cond_drop_prob == 0:
@@ -241,7 +243,8 @@ class Autoregressive(Module, Pretrained):
         given = dict(prompt=prompt, **conditions)
         contexts = max(map(len, given.values()))
         scales = guidance.scale.numel()
-        batch_size = max(contexts, scales) if batch_size == 1 else batch_size
+        if batch_size == 1:
+            batch_size = scales if scales % contexts == 0 else contexts
         for name, tensor in given.items():
             if len(tensor) not in (1, contexts):
                 raise ValueError(f"{name} must hold one entry or {contexts}, as another argument does, got {len(tensor)}")
@@ -250,9 +253,8 @@ class Autoregressive(Module, Pretrained):
                 f"batch_size must be a multiple of {contexts}, the number of prompts, labels or vectors, got {batch_size}"
             )
         if scales not in (1, batch_size):
-            raise ValueError(f"guidance_scale must be one number or one for each of batch_size = {batch_size}, got {scales}")
+            raise ValueError(f"guidance_scale must be one number or one for each of {batch_size} sequences, got {scales}")
 
-        draw = self.head.sampler(guidance_interval=guidance.interval, compile=compile, **sampler_kwargs)
         # the cache grows from step to step: one program for all lengths
         step = compiled(self.backbone.step, dynamic=True) if compile else self.backbone.step
         return SamplingPlan(batch_size, contexts, seq_len, prompt, conditions, guidance, step, draw)
@@ -324,9 +326,7 @@ def _token_mask(seq: Tensor, lens: Tensor | Sequence[int] | None, mask: Tensor |
     if lens is not None and mask is not None:
         raise ValueError("lens and mask say the same: expected one of them, got both")
     if lens is not None:
-        lens = torch.as_tensor(lens, device=seq.device)
-        if lens.is_floating_point() or lens.dtype == torch.bool:
-            raise TypeError(f"lens must be whole numbers, got {lens.dtype}")
+        lens = as_whole_numbers("lens", lens).to(seq.device)
         if lens.shape != (batch_size,):
             raise ValueError(f"lens must be of shape ({batch_size},), got {tuple(lens.shape)}")
         wrong = lens[(lens < 1) | (lens > length)]
@@ -334,6 +334,7 @@ def _token_mask(seq: Tensor, lens: Tensor | Sequence[int] | None, mask: Tensor |
             raise ValueError(f"lens must be from 1 to {length}, got {int(wrong[0])}")
         return torch.arange(length, device=seq.device) < lens.unsqueeze(1)
     if mask is not None:
+        mask = as_tensor("mask", mask)
         if mask.dtype != torch.bool:
             raise TypeError(f"mask must hold booleans, True for tokens, got {mask.dtype}")
         if mask.shape != (batch_size, length):

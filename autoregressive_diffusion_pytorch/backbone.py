@@ -120,6 +120,9 @@ class Backbone(Module):
         self.positions = AxialPositions(dim, axis_lengths)
 
         arguments = dict(depth=depth, heads=heads, attn_dim_head=dim_head, cross_attend=cross_attend, **decoder_kwargs)
+        if cross_attend:
+            # a window is for the tokens: x-transformers would lay it over the context too
+            arguments.setdefault("cross_attn_max_attend_past", None)
         try:
             self.decoder = Decoder(dim=dim, **arguments)
         except (AssertionError, TypeError, ValueError) as error:
@@ -225,7 +228,11 @@ def _try_out(arguments: dict, dim: int, length: int = 6, narrow: int = 32) -> tu
         return torch.allclose(a, b, rtol=0, atol=1e-4)  # of outputs around 1, in single precision
 
     def inputs(batch_size: int) -> dict[str, Tensor]:
-        return dict(context=torch.ones(batch_size, 3, narrow)) if decoder.cross_attend else {}
+        if not decoder.cross_attend:
+            return {}
+        # longer than the sequence, the same at each call
+        context = torch.randn(2 * length, narrow, generator=torch.Generator().manual_seed(0))
+        return dict(context=context.expand(batch_size, -1, -1))
 
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         torch.manual_seed(0)

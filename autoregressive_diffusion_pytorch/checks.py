@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
+from torch import Tensor
+
 
 def check_positive_int(**values: int) -> None:
     for name, value in values.items():
@@ -18,6 +23,22 @@ def check_above_zero(**values: float) -> None:
 def check_choice(name: str, value: str, choices) -> None:
     if value not in choices:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
+
+
+def as_tensor(name: str, value: Any) -> Tensor:
+    """`value` as a tensor, from a number or sequences of them."""
+    try:
+        return torch.as_tensor(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"{name} must be a tensor, or numbers that make one, got {value!r}") from error
+
+
+def as_whole_numbers(name: str, value: Any) -> Tensor:
+    """`value` as a tensor of 64-bit whole numbers."""
+    tensor = as_tensor(name, value)
+    if tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool:
+        raise TypeError(f"{name} must be whole numbers, got {tensor.dtype}")
+    return tensor.long()
 
 
 def as_height_and_width(name: str, size: int | tuple[int, int]) -> tuple[int, int]:

@@ -177,7 +177,9 @@ def _sampling_options(default_count: int, counted: str):
     options = [
         click.option("--count", type=click.IntRange(1), default=default_count, show_default=True, help=counted),
         click.option(
-            "--output", type=click.Path(path_type=Path), help="File of the grid. [default: a new one in the run's samples/]"
+            "--output",
+            type=click.Path(path_type=Path),
+            help="File of the grid. [default: one in the run's samples/, named after the seed]",
         ),
         click.option(
             "--files", type=click.Path(file_okay=False, path_type=Path), help="Also write each image as a file into this folder."
@@ -260,7 +262,7 @@ def complete(run_folder: Path, image_file: Path, keep_rows: int, count: int, bat
     """Draw the rest of IMAGE, scaled and cropped to the size of the model of RUN, below its first rows."""
     import torch
 
-    from autoregressive_diffusion_pytorch.image_dataset import DamagedImageError, read_image
+    from autoregressive_diffusion_pytorch.image_dataset import read_image
 
     run = _SamplingRun(run_folder, f"complete.{image_file.stem}.{options['seed']}.png", **options)
     model = run.model
@@ -280,7 +282,7 @@ def complete(run_folder: Path, image_file: Path, keep_rows: int, count: int, bat
             for label in run.labels or [None]
             for start in range(0, count, batch_size)
         ]
-    except (DamagedImageError, ValueError) as error:
+    except ValueError as error:
         raise click.ClickException(str(error)) from error
     run.save(torch.cat(completions), count if run.labels else None)
 
@@ -310,6 +312,7 @@ class _SamplingRun:
         import torch
         from accelerate import PartialState
 
+        from autoregressive_diffusion_pytorch.conditioning import Guidance
         from autoregressive_diffusion_pytorch.image_trainer import newest_checkpoint
 
         self.output = output or run_folder / "samples" / default_output
@@ -328,17 +331,16 @@ class _SamplingRun:
             self.model.to(torch.bfloat16)
 
         self.classes = config["classes"]
-        self.labels = self._labels(names, guidance)
-        self.sample_kwargs = dict(solver=solver, num_steps=steps, temperature=temperature, compile=compile)
-        self.sample_kwargs |= dict(
-            guidance_scale=guidance, guidance_schedule=guidance_schedule, guidance_interval=guidance_interval
-        )
+        guided = dict(guidance_scale=guidance, guidance_schedule=guidance_schedule, guidance_interval=guidance_interval)
+        self.sample_kwargs = dict(solver=solver, num_steps=steps, temperature=temperature, compile=compile, **guided)
         try:
+            unconditional = Guidance(guidance, guidance_schedule, guidance_interval).is_unconditional
+            self.labels = self._labels(names, unconditional)
             self.model.stream(labels=self.labels, **self.sample_kwargs)  # checks them
         except ValueError as error:
             raise click.ClickException(str(error)) from error
 
-    def _labels(self, names: tuple[str, ...], guidance: float) -> list[int] | None:
+    def _labels(self, names: tuple[str, ...], unconditional: bool) -> list[int] | None:
         """The labels that are to be drawn, None for none."""
         if self.classes is None:
             if names:
@@ -353,9 +355,11 @@ class _SamplingRun:
             else:
                 known = ", ".join(self.classes)
                 raise click.BadParameter(f"{name!r} is none of {known}, nor the number of one", param_hint="--label")
-        if not labels and guidance > 0:
-            labels = list(range(len(self.classes)))
-        return labels or None
+        if unconditional:
+            if labels:
+                raise click.ClickException("--guidance 0 draws without labels: leave out --label")
+            return None
+        return labels or list(range(len(self.classes)))
 
     def save(self, images, columns: int | None) -> None:
         """Writes the grid, with labels a row of `columns` images for each, and the files."""
@@ -376,9 +380,11 @@ def _new_run(name: str) -> Path:
 
 def _read_config(run_folder: Path) -> dict:
     try:
-        return json.loads((run_folder / "config.json").read_text())
+        config = json.loads((run_folder / "config.json").read_text())
     except FileNotFoundError:
         raise click.ClickException(f"{run_folder} holds no config.json: it is not the folder of a run") from None
+    # of runs from before there were labels
+    return dict(classes=None) | config | dict(dataset=dict(labels_from_folders=False) | config["dataset"])
 
 
 def _write_config(config: dict, run_folder: Path) -> None:

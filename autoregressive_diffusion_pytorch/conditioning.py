@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import Module
 
-from autoregressive_diffusion_pytorch.checks import check_choice, check_positive_int
+from autoregressive_diffusion_pytorch.checks import as_tensor, as_whole_numbers, check_choice, check_positive_int
 
 GUIDANCE_SCHEDULES = ("constant", "linear")
 
@@ -27,7 +27,8 @@ class Conditioning(Module):
     Args:
         dim: width of the transformer.
         num_classes: number of labels, none by default.
-        dim_cond: width of the vectors, none by default.
+        dim_cond: width of the vectors, none by default. Their order is not told to the transformer: where it matters, the vectors
+            must hold it, as those of a text encoder do.
         num_cond_tokens: learned embeddings of each label.
         cross_attend: vectors are read by cross-attention; by default before the tokens, as labels always are.
         cond_drop_prob: probability, at least 0 and below 1, with which a sample's condition is left out while training.
@@ -88,26 +89,27 @@ class Conditioning(Module):
     def _check_labels(self, labels: Tensor | Sequence[int] | int | None) -> Tensor:
         if labels is None:
             raise ValueError(f"labels are missing: the model was made with num_classes = {self.num_classes}")
-        labels = torch.as_tensor(labels, device=self.label_embeds.device)
-        if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
-            raise TypeError(f"labels must be whole numbers, got {labels.dtype}")
+        labels = as_whole_numbers("labels", labels).to(self.label_embeds.device)
         labels = labels.reshape(1) if labels.ndim == 0 else labels
         if labels.ndim != 1 or len(labels) < 1:
             raise ValueError(f"labels must be of shape (b,) with b >= 1, got {tuple(labels.shape)}")
         wrong = labels[(labels < 0) | (labels >= self.num_classes)]
         if len(wrong):
             raise ValueError(f"labels must be from 0 to {self.num_classes - 1}, got {int(wrong[0])}")
-        return labels.long()
+        return labels
 
     def _check_vectors(self, cond: Tensor | None, cond_mask: Tensor | None) -> dict[str, Tensor]:
         if cond is None:
             raise ValueError(f"cond is missing: the model was made with dim_cond = {self.dim_cond}")
+        cond = as_tensor("cond", cond)
         if not cond.is_floating_point():
             raise TypeError(f"cond must hold real numbers, got {cond.dtype}")
         if cond.ndim not in (2, 3) or cond.shape[-1] != self.dim_cond or 0 in cond.shape:
             raise ValueError(f"cond must be of shape (b {self.dim_cond}) or (b m {self.dim_cond}), got {tuple(cond.shape)}")
-        conditions = dict(cond=cond)
+        weight = self.proj_cond.weight
+        conditions = dict(cond=cond.to(weight.device, weight.dtype))
         if cond_mask is not None:
+            cond_mask = as_tensor("cond_mask", cond_mask)
             if cond_mask.dtype != torch.bool:
                 raise TypeError(f"cond_mask must hold booleans, True for vectors to read, got {cond_mask.dtype}")
             if cond_mask.shape != cond.shape[:-1] or cond_mask.ndim != 2:
@@ -115,9 +117,8 @@ class Conditioning(Module):
                     f"cond_mask must be of shape (b m) for a cond of shape (b m {self.dim_cond}), "
                     f"got {tuple(cond_mask.shape)} for {tuple(cond.shape)}"
                 )
-            conditions["cond_mask"] = cond_mask
-        weight = self.proj_cond.weight
-        return {name: value.to(weight.device) for name, value in conditions.items()}
+            conditions["cond_mask"] = cond_mask.to(weight.device)
+        return conditions
 
     def draw_dropped(self, batch_size: int) -> Tensor | None:
         """Which samples (b,) of a training batch lose their condition; None for none."""
@@ -172,9 +173,8 @@ class Conditioning(Module):
         return self.label_embeds[labels]
 
     def _embed_vectors(self, cond: Tensor | None, cond_mask: Tensor | None, dropped: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        weight = self.proj_cond.weight
         if cond is None:
-            cond = weight.new_zeros(len(dropped), 1, self.dim_cond)
+            cond = self.no_cond.new_zeros(len(dropped), 1, self.dim_cond)
         cond = cond.unsqueeze(1) if cond.ndim == 2 else cond
         masked = cond.shape[1] > 1 and not (cond_mask is None and dropped is None)
         mask = cond.new_ones(cond.shape[:2], dtype=torch.bool) if cond_mask is None else cond_mask
@@ -184,7 +184,7 @@ class Conditioning(Module):
         order = mask.byte().argsort(dim=1, stable=True)
         mask = mask.gather(1, order)
         cond = cond.gather(1, order.unsqueeze(-1).expand_as(cond)).masked_fill(~mask.unsqueeze(-1), 0)
-        embeds = self.proj_cond(cond.to(weight.dtype))
+        embeds = self.proj_cond(cond)
         # where there is nothing to read, the last is an embedding that says so. (It is in the graph of every batch: distributed
         # training waits for the gradients of all parameters)
         nothing = torch.zeros_like(mask)
@@ -202,8 +202,7 @@ class Guidance:
         schedule: "constant", or "linear": growing evenly along the sequence, from about 1 to `scale` at its last token (Li et al.
             2024, https://arxiv.org/abs/2406.11838, in their code).
         interval: guide only at noise levels above the first and up to the second number, and elsewhere follow the conditional
-            model (Kynkäänniemi et al. 2024, https://arxiv.org/abs/2404.07724). The level is the standard deviation of the noise
-            for a token of weight 1, for all heads.
+            model (Kynkäänniemi et al. 2024, https://arxiv.org/abs/2404.07724).
     """
 
     def __init__(
@@ -213,11 +212,9 @@ class Guidance:
         interval: tuple[float, float] | None = None,
     ):
         check_choice("guidance_schedule", schedule, GUIDANCE_SCHEDULES)
-        self.scale = torch.as_tensor(scale, dtype=torch.float32).detach().cpu()
+        self.scale = check_guidance_scale(scale).detach().cpu()
         if self.scale.ndim > 1 or self.scale.numel() < 1:
             raise ValueError(f"guidance_scale must be a number or of shape (b,), got {tuple(self.scale.shape)}")
-        if not (self.scale.isfinite().all() and (self.scale >= 0).all()):
-            raise ValueError(f"guidance_scale must be at least 0 and finite, got {scale}")
         self.schedule = schedule
         self.interval = check_guidance_interval(interval)
 
@@ -239,10 +236,17 @@ class Guidance:
         return torch.lerp(torch.ones_like(self.scale), self.scale, progress.view(-1, *(1,) * self.scale.ndim))
 
 
+def check_guidance_scale(scale: float | Sequence[float] | Tensor) -> Tensor:
+    tensor = as_tensor("guidance_scale", scale).float()
+    if not (tensor.isfinite().all() and (tensor >= 0).all()):
+        raise ValueError(f"guidance_scale must be at least 0 and finite, got {scale}")
+    return tensor
+
+
 def check_guidance_interval(interval: tuple[float, float] | None) -> tuple[float, float] | None:
     if interval is None:
         return None
-    pair = tuple(interval)
+    pair = tuple(interval) if isinstance(interval, (tuple, list)) else ()
     if len(pair) != 2 or not 0 <= pair[0] < pair[1] <= inf:
         raise ValueError(f"guidance_interval must be two noise levels 0 <= low < high, got {interval}")
     return pair

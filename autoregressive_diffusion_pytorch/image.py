@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from autoregressive_diffusion_pytorch.autoregressive import Autoregressive, AutoregressiveDiffusion, AutoregressiveFlow
-from autoregressive_diffusion_pytorch.checks import as_height_and_width, check_positive_int
+from autoregressive_diffusion_pytorch.checks import as_height_and_width, as_tensor, check_positive_int
 from autoregressive_diffusion_pytorch.pretrained import Pretrained
 
 
@@ -121,29 +121,45 @@ class ImageAutoregressive(Module, Pretrained):
         """
         return self._grow(self.model.stream(batch_size, None, seq_len=None, **kwargs))
 
-    def complete(self, images: Tensor, keep_rows: int, *, num_completions: int = 1, progress: bool = False, **kwargs) -> Tensor:
+    def complete(
+        self,
+        images: Tensor,
+        keep_rows: int,
+        *,
+        num_completions: int = 1,
+        labels: Tensor | Sequence[int] | int | None = None,
+        cond: Tensor | None = None,
+        progress: bool = False,
+        **kwargs,
+    ) -> Tensor:
         """Draws anew what lies below the first rows of images.
 
         Args:
-            images: (b c h w) with values in [0, 1].
+            images: (b c h w) with values in [0, 1]; one serves several labels or vectors.
             keep_rows: rows of pixels to keep, from 0 to the height, a multiple of the patch height. They come back untouched.
-            num_completions: of each image, one after the other; they share the work of reading it.
+            num_completions: of each image with its label and vectors, one after the other; they share the work of reading it.
+            labels, cond: as of `sample`, one for all images or one for each.
 
         Further arguments as of `sample`.
 
         Returns:
             Images (b · num_completions, c h w).
         """
+        conditions = dict(labels=labels, cond=cond)
         self._check_images(images)
         check_positive_int(num_completions=num_completions)
         height, patch = self.image_size[0], self.patch_size[0]
-        if not isinstance(keep_rows, int) or not 0 <= keep_rows <= height or keep_rows % patch:
+        if type(keep_rows) is not int or not 0 <= keep_rows <= height or keep_rows % patch:
             raise ValueError(f"keep_rows must be a multiple of the patch height {patch} from 0 to {height}, got {keep_rows!r}")
-        kept = images[:, :, :keep_rows]
+        given = [torch.atleast_1d(as_tensor(name, value)) for name, value in conditions.items() if value is not None]
+        contexts = max(map(len, (images, *given)))
+        if len(images) not in (1, contexts):
+            raise ValueError(f"images must be one or {contexts}, as many as labels or vectors, got {len(images)}")
+        kept = images[:, :, :keep_rows].detach()
         prompt = patchify(kept * 2 - 1, self.patch_size)
-        completed = self._to_images(
-            self.model.sample(len(images) * num_completions, prompt, seq_len=None, progress=progress, **kwargs)
-        )
+        batch_size = contexts * num_completions
+        tokens = self.model.sample(batch_size, prompt, **conditions, seq_len=None, progress=progress, **kwargs)
+        completed = self._to_images(tokens)
         # as they were: to tokens and back is not exact
         completed[:, :, :keep_rows] = kept.repeat_interleave(len(completed) // len(kept), dim=0)
         return completed

@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 from torchvision.datasets.folder import find_classes
 from torchvision.transforms.functional import hflip, pil_to_tensor
 
-from autoregressive_diffusion_pytorch.checks import as_height_and_width, check_choice
+from autoregressive_diffusion_pytorch.checks import as_height_and_width, as_tensor, check_choice
 
 EXTENSIONS = ("jpg", "jpeg", "png", "tif", "tiff", "webp", "bmp")
 MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}  # Pillow's names of the pixel formats, by number of channels
@@ -187,14 +187,13 @@ class TrainingItems(Dataset):
         dataset: gives images, tuples (image, label), or mappings with an image under one of `IMAGE_KEYS`, a label under one of
             `LABEL_KEYS`, and vectors under "cond" and "cond_mask". An image is a tensor (c h w), 8-bit or with values in [0, 1],
             or a Pillow image.
-        image_size: height and width that Pillow images are brought to.
-        channels: their channels.
+        image_size, channels: what Pillow images are brought to; without them there may be none.
     """
 
     IMAGE_KEYS = ("image", "images", "img", "pixel_values")
     LABEL_KEYS = ("label", "labels")
 
-    def __init__(self, dataset: Dataset, image_size: tuple[int, int] | None = None, channels: int | None = None):
+    def __init__(self, dataset: Dataset, image_size: int | tuple[int, int] | None = None, channels: int | None = None):
         self.dataset = dataset
         self.image_size = image_size
         self.channels = channels
@@ -212,11 +211,11 @@ class TrainingItems(Dataset):
         else:
             parts = dict(images=item)
         parts["images"] = self._to_tensor(parts["images"], item)
-        return {name: part for name, part in parts.items() if part is not None}
+        return {name: as_tensor(name, part) for name, part in parts.items() if part is not None}
 
     def _to_tensor(self, image: Any, item: Any) -> Tensor:
-        if isinstance(image, Image.Image) and self.image_size is not None:
-            return fit_image(image, self.image_size, self.channels)
+        if isinstance(image, Image.Image) and self.image_size is not None and self.channels is not None:
+            return fit_image(image, as_height_and_width("image_size", self.image_size), self.channels)
         if isinstance(image, Tensor):
             return image / 255 if image.dtype == torch.uint8 else image
         kind = f"with the keys {', '.join(map(repr, item))}" if isinstance(item, Mapping) else f"of type {type(item).__name__}"
@@ -228,10 +227,11 @@ class TrainingItems(Dataset):
     @property
     def classes(self) -> list[str] | None:
         """The names of the labels, where the dataset knows them: as torchvision's or Hugging Face's datasets do."""
-        if (classes := getattr(self.dataset, "classes", None)) is not None:
-            return list(map(str, classes))
-        features = getattr(self.dataset, "features", None) or {}
-        return next((features[key].names for key in self.LABEL_KEYS if hasattr(features.get(key), "names")), None)
+        classes = getattr(self.dataset, "classes", None)
+        features = getattr(self.dataset, "features", None)
+        if isinstance(features, Mapping):
+            classes = next((features[key].names for key in self.LABEL_KEYS if hasattr(features.get(key), "names")), None)
+        return list(map(str, classes)) if isinstance(classes, (list, tuple)) else None
 
 
 def digits() -> tuple[Tensor, Tensor]:

@@ -48,7 +48,8 @@ class ImageTrainer:
     Args:
         model: the model.
         dataset: any dataset with a length, such as torch's, torchvision's or Hugging Face's, of images, pairs (image, label) or
-            dictionaries (see `TrainingItems`). Pillow images are brought to the size and channels of the model.
+            dictionaries (see `TrainingItems`). Pillow images are brought to the size and channels of the model. One with labels
+            needs a model that takes them.
         num_train_steps: optimiser steps in all.
         max_minutes: end after this time even if steps are left, as after the last step.
         learning_rate: its highest value, reached after `warmup_steps`.
@@ -68,7 +69,8 @@ class ImageTrainer:
         accelerate_kwargs: arguments of `accelerate.Accelerator`: devices, precision, gradient accumulation.
         ema_kwargs: arguments of `ema_pytorch.EMA`. By default the average reaches back over n^(3/4) of n steps so far, 10,000 at
             most: about 100 after 500 steps, 1,000 after 10,000. So it serves short runs as well as long ones.
-        dataloader_kwargs: further arguments of `torch.utils.data.DataLoader`: workers, pinned memory.
+        dataloader_kwargs: further arguments of `torch.utils.data.DataLoader`: workers, pinned memory. A `collate_fn` gets items as
+            `TrainingItems` gives them, and makes a dictionary of them.
         sample_kwargs: further arguments of `model.sample` for the grids.
         resume: go on from the newest checkpoint. Without it, a folder that already holds checkpoints is refused.
     """
@@ -249,7 +251,8 @@ class ImageTrainer:
         if conditions.keys() != {"labels"} or num_classes is None:
             return self._conditions_of_first(self.num_samples), None, None
         labels, columns = labels_by_row(num_classes, self.num_samples)
-        names = self.dataset.classes or list(map(str, range(num_classes)))
+        names = self.dataset.classes or []
+        names = names if len(names) == num_classes else list(map(str, range(num_classes)))
         return dict(labels=labels), columns, [names[i] for i in labels[::columns]]
 
     def _conditions_of_first(self, count: int) -> dict[str, Tensor]:
@@ -367,7 +370,7 @@ def save_image_grid(images: Tensor, path: str | Path, columns: int | None = None
 def _with_row_names(picture: Image.Image, names: Sequence[str], row_height: int) -> Image.Image:
     font = ImageFont.load_default(size=max(10, min(16, row_height // 2)))
     margin = round(max(font.getlength(name) for name in names)) + 2 * ROW_NAME_MARGIN
-    wide = Image.new(picture.mode, (margin + picture.width, picture.height))
+    wide = Image.new(picture.mode, (margin + picture.width, picture.height), "black")
     wide.paste(picture, (margin, 0))
     draw = ImageDraw.Draw(wide)
     for i, name in enumerate(names):

@@ -18,8 +18,9 @@ Field = Callable[[State, float], State]
 def karras_schedule(num_levels: int, sigma_min: float, sigma_max: float, rho: float) -> list[float]:
     """Noise levels falling from `sigma_max` to `sigma_min`: eq. 5 of Karras et al. 2022, but for its last level, 0."""
     top, bottom = sigma_max ** (1 / rho), sigma_min ** (1 / rho)
-    ramp = (i / max(num_levels - 1, 1) for i in range(num_levels))
-    return [(top + t * (bottom - top)) ** rho for t in ramp]
+    ramp = [i / max(num_levels - 1, 1) for i in range(num_levels)]
+    # exact at its ends, where the powers are rounded
+    return [{0.0: sigma_max, 1.0: sigma_min}.get(t, (top + t * (bottom - top)) ** rho) for t in ramp]
 
 
 def euler(velocity: Field, x: State, times: Sequence[float]) -> State:

@@ -64,7 +64,7 @@ def main() -> None:
     print(f"nearest other real digit: {between_real:.2f}\n")
     print(f"{'run':24} {'guidance':>8} {'right':>6} {'sure':>6} {'nearest':>8}  classes 0 to 9")
     for run in args.runs:
-        labelled = json.loads((Path(run) / "config.json").read_text())["classes"] is not None
+        labelled = json.loads((Path(run) / "config.json").read_text()).get("classes") is not None
         for guidance in args.guidance if labelled else [1.0]:
             samples = draw(run, args.count, args.seed, guidance)
             seen = classifier.predict(samples)

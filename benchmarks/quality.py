@@ -11,6 +11,7 @@ side's default. Then each draws samples at its own default steps, and ours also 
 With `--curve`, ours are drawn by every solver at several numbers of steps instead, and `--plot FILE` draws the curves of distance
 against evaluations of the network for each token (needs matplotlib). With `--labels`, ours without labels is compared with ours
 that learns the names of the folders as labels, at several scales of guidance, the labels drawn as often as among the real images.
+The two are trained at the same time, each on half of the cores.
 
 The distance is any command that takes two files of images (n h w 3, 8 bit, .npy), real and generated ones, and prints a number.
 A folder is for one such comparison: what is in it already is not trained or drawn again.
@@ -18,12 +19,14 @@ A folder is for one such comparison: what is in it already is not trained or dra
 
 import argparse
 import json
+import os
 import re
 import shlex
 import shutil
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -192,7 +195,9 @@ def compare(args: argparse.Namespace, results: Results) -> None:
 def compare_labels(args: argparse.Namespace, results: Results) -> None:
     real_labels = str(args.folder / "real_labels.npy")
     for head in args.heads:
-        runs = [train_ours(args, head), train_ours(args, head, labels=True)]
+        # at the same time, each on half of the cores: minutes are not equally fast
+        with ThreadPoolExecutor() as pool:
+            runs = list(pool.map(partial(train_ours, args, head, cores=max(os.cpu_count() // 2, 1)), (False, True)))
         worker = Worker(__file__, ["--work", "ours", head], OURS)
         results.add(f"ours, {head}, no labels", worker, run=str(runs[0]))
         for scale in GUIDANCE_SCALES:
@@ -201,7 +206,7 @@ def compare_labels(args: argparse.Namespace, results: Results) -> None:
         worker.close()
 
 
-def train_ours(args: argparse.Namespace, head: str, labels: bool = False) -> Path:
+def train_ours(args: argparse.Namespace, head: str, labels: bool = False, cores: int | None = None) -> Path:
     run = args.folder / (f"{head}-labels" if labels else head)
     if not (run / "checkpoints").exists():  # the one checkpoint is written at the end
         shutil.rmtree(run, ignore_errors=True)
@@ -210,7 +215,8 @@ def train_ours(args: argparse.Namespace, head: str, labels: bool = False) -> Pat
         options += ["--checkpoint-every", str(10**9), "--labels" if labels else "--no-labels"]
         main = "from autoregressive_diffusion_pytorch.cli import main; main()"
         command = [sys.executable, "-c", main, "train", str(args.images), "--minutes", str(args.minutes), *options]
-        subprocess.run(command, check=True, capture_output=True, env=environment(OURS))
+        threads = dict(OMP_NUM_THREADS=str(cores)) if cores else {}
+        subprocess.run(command, check=True, capture_output=True, env=environment(OURS) | threads)
     return run
 
 
@@ -270,7 +276,7 @@ def main() -> None:
     args = parser.parse_args()
 
     args.folder.mkdir(parents=True, exist_ok=True)
-    if not (args.folder / "real.npy").exists():
+    if not (args.folder / ("real_labels.npy" if args.labels else "real.npy")).exists():
         save_real(args)
     print(f"{'':36}{'training steps':>15}{'ms an image':>14}{'distance':>10}")
     (draw_curves if args.curve else compare_labels if args.labels else compare)(args, Results(args))

@@ -628,10 +628,13 @@ def test_bad_lengths_and_conditions(model_class, kwargs, error, message):
         (dict(labels=1, cond=torch.zeros(1, 5)), "cond is given to a model that takes no vectors"),
         (dict(labels=[0, 1], prompt=torch.zeros(3, 1, 4)), "labels must hold one entry or 3, as another argument does, got 2"),
         (dict(labels=[0, 1], batch_size=3), "batch_size must be a multiple of 2"),
-        (dict(labels=[0, 1], guidance_scale=[1.0, 2.0, 3.0]), "batch_size must be a multiple of 2"),
+        (
+            dict(labels=[0, 1], guidance_scale=[1.0, 2.0, 3.0]),
+            "guidance_scale must be one number or one for each of 2 sequences, got 3",
+        ),
         (
             dict(labels=[0, 1], batch_size=4, guidance_scale=[1.0, 2.0]),
-            "guidance_scale must be one number or one for each of batch_size",
+            "guidance_scale must be one number or one for each of 4 sequences, got 2",
         ),
         (dict(labels=1, guidance_scale=-1.0), "guidance_scale must be at least 0"),
         (dict(labels=1, guidance_schedule="cosine"), "guidance_schedule must be one of"),

@@ -38,6 +38,7 @@ CROSS = {
     "cross-flash": dict(attn_flash=True),
     "cross-rotary": dict(rotary_pos_emb=True),
     "cross-value-residual": dict(add_value_residual=True),
+    "cross-window": dict(attn_max_attend_past=2),
 }
 
 
@@ -113,6 +114,19 @@ def test_steps_with_cross_attention_give_the_numbers_of_the_full_pass(decoder_kw
     torch.testing.assert_close(steps(backbone, embeds, first=5, **inputs), full[:, 4:], rtol=0, atol=1e-5)
     changed = inputs | dict(context=torch.randn(3, 5, 16))
     assert (full - backbone(embeds, **changed)).abs().amax(dim=-1).amin() > 1e-4
+
+
+@pytest.mark.parametrize("decoder_kwargs", parameters(CROSS))
+@torch.no_grad()
+def test_output_with_cross_attention_does_not_see_later_inputs(decoder_kwargs):
+    backbone = small_backbone(decoder_kwargs, cross_attend=True)
+    embeds, inputs = torch.randn(3, 8, 16), condition()
+    torch.testing.assert_close(backbone(embeds[:, :5], **inputs), backbone(embeds, **inputs)[:, :5], rtol=0, atol=1e-6)
+
+
+def test_a_cross_attention_that_sees_later_inputs_is_refused():
+    with pytest.raises(ValueError, match="output at a position changes with later positions"):
+        small_backbone(dict(attn_use_rel_proj_pos_bias=True), cross_attend=True)
 
 
 RELATIVE = ["plain", "rotary", "xpos", "polar", "alibi", "relative", "flash", "memory-key-values", "latent-key-values", "streams"]

@@ -170,6 +170,7 @@ def test_labels_of_folders_by_name_and_number(call, labelled, drawn):
         (["--label", "rose", "--label", 0], [1, 1, 0, 0], 1),
         ([], [0, 0, 1, 1, 2, 2], 1),
         (["--guidance", 0], None, 0),
+        (["--guidance", 0, "--guidance-schedule", "linear"], [0, 0, 1, 1, 2, 2], 0),
     ):
         drawn.clear()
         succeeded(call("sample", "run", "--count", 4, "--steps", 1, *options))
@@ -186,6 +187,16 @@ def test_guidance_options_reach_the_sampler(call, labelled, drawn):
     assert seen["guidance_interval"] == (0.1, 5)
     assert seen["temperature"] == 0.9
     assert "guidance_interval must be two noise levels" in failed(call("sample", "run", "--guidance-interval", 5, 1))
+
+
+def test_a_run_from_before_there_were_labels_goes_on(call, tmp_path):
+    succeeded(call("train", *TINY))
+    file = tmp_path / "runs/digits/config.json"
+    config = json.loads(file.read_text())
+    del config["classes"], config["model"]["num_classes"], config["dataset"]["labels_from_folders"]
+    file.write_text(json.dumps(config))
+    succeeded(call("sample", "runs/digits", "--count", 1))
+    succeeded(call("resume", "runs/digits", "--steps", 3))
 
 
 def test_the_same_classes_are_asked_for_when_a_run_goes_on(call, labelled):
@@ -225,6 +236,7 @@ def test_completes_an_image_for_each_label(call, labelled, drawn, tmp_path):
 def test_labels_and_completions_that_cannot_be(call, labelled, tmp_path):
     assert "'lily' is none of daisy, rose, tulip, nor the number of one" in failed(call("sample", "run", "--label", "lily"))
     assert "'3' is none of" in failed(call("sample", "run", "--label", 3))
+    assert "--guidance 0 draws without labels" in failed(call("sample", "run", "--label", "rose", "--guidance", 0))
     image = labelled / "rose" / "0.jpg"
     assert "keep_rows must be a multiple of the patch height 4" in failed(call("complete", "run", image, "--keep-rows", 3))
     image.write_bytes(b"nothing")

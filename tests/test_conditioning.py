@@ -1,6 +1,7 @@
 import math
 from math import inf, nan
 
+import numpy as np
 import pytest
 import torch
 from helpers import STANDARD_ERRORS
@@ -122,11 +123,21 @@ def test_without_classes_and_vectors_there_is_nothing():
     assert conditioning() == {}
 
 
-@pytest.mark.parametrize("labels", [1, [1, 2], torch.tensor(1), torch.tensor([1, 2], dtype=torch.uint8)])
+@pytest.mark.parametrize("labels", [1, [1, 2], torch.tensor(1), np.array([1, 2], dtype=np.uint16), torch.tensor([1, 2]).char()])
 def test_labels_of_several_kinds(labels):
-    checked = Conditioning(8, num_classes=3).check(labels, None, None)["labels"]
+    # more classes than 8 bits can count
+    checked = Conditioning(8, num_classes=300).check(labels, None, None)["labels"]
     assert checked.dtype == torch.long
     assert checked.tolist() in ([1], [1, 2])
+
+
+def test_vectors_of_several_kinds():
+    conditioning = Conditioning(8, dim_cond=2)
+    for cond in ([[0.5, 1.0]], np.array([[0.5, 1.0]]), torch.tensor([[0.5, 1.0]]).double()):
+        checked = conditioning.check(None, cond, None)["cond"]
+        assert checked.dtype == torch.float32
+        assert checked.tolist() == [[0.5, 1.0]]
+    assert conditioning.check(None, [[[0.5, 1.0]]], [[True]])["cond_mask"].tolist() == [[True]]
 
 
 @pytest.mark.parametrize(
@@ -140,6 +151,8 @@ def test_labels_of_several_kinds(labels):
         (dict(num_classes=3), dict(labels=[[0]]), ValueError, r"labels must be of shape \(b,\) with b >= 1, got \(1, 1\)"),
         (dict(num_classes=3), dict(labels=[0.5]), TypeError, "labels must be whole numbers, got torch.float32"),
         (dict(num_classes=3), dict(labels=[True]), TypeError, "labels must be whole numbers, got torch.bool"),
+        (dict(num_classes=3), dict(labels="rose"), TypeError, "labels must be a tensor, or numbers that make one, got 'rose'"),
+        (dict(dim_cond=5), dict(cond=[[1.0], [1.0, 2.0]]), TypeError, "cond must be a tensor, or numbers that make one"),
         (dict(dim_cond=5), {}, ValueError, "cond is missing: the model was made with dim_cond = 5"),
         (dict(dim_cond=5), dict(cond=torch.zeros(2, 4)), ValueError, r"cond must be of shape \(b 5\) or \(b m 5\), got \(2, 4\)"),
         (dict(dim_cond=5), dict(cond=torch.zeros(2, 0, 5)), ValueError, r"got \(2, 0, 5\)"),
@@ -211,6 +224,7 @@ def test_guiding_moves_along_the_line_and_is_exact_at_its_ends():
         ((nan,), "guidance_scale must be at least 0 and finite, got nan"),
         ((inf,), "guidance_scale must be at least 0 and finite, got inf"),
         (([[1.0]],), r"guidance_scale must be a number or of shape \(b,\), got \(1, 1\)"),
+        ((2.0, "constant", 3.0), "guidance_interval must be two noise levels 0 <= low < high, got 3.0"),
         ((2.0, "cosine"), "guidance_schedule must be one of 'constant', 'linear', got 'cosine'"),
         ((2.0, "constant", (1.0, 0.5)), r"guidance_interval must be two noise levels 0 <= low < high, got \(1.0, 0.5\)"),
         ((2.0, "constant", (1.0,)), "guidance_interval must be two noise levels"),

@@ -169,6 +169,18 @@ def test_images_of_labels_and_vectors(model_class):
 
 
 @models
+def test_one_scale_for_each_image(model_class):
+    model = stir(small_model(model_class, num_classes=3))
+
+    def sample(scale):
+        return model.sample(4, labels=1, guidance_scale=scale, generator=torch.Generator().manual_seed(0))
+
+    together = sample([0.0, 1.0, 1.0, 5.0])
+    for i, scale in enumerate((0.0, 1.0, 1.0, 5.0)):
+        torch.testing.assert_close(together[i], sample(scale)[i], rtol=1e-3, atol=1e-3)
+
+
+@models
 def test_a_conditional_model_saves_and_loads(model_class, tmp_path):
     model = small_model(model_class, num_classes=3, dim_cond=5, model=SMALL | dict(num_cond_tokens=2))
     model.save_pretrained(tmp_path)
@@ -212,8 +224,12 @@ def test_completions_follow_the_kept_rows_and_labels(model_class, monkeypatch):
     assert (complete(image, labels=1) - plain).abs().max() > 1e-3
     assert (complete(image, labels=0, guidance_scale=4.0) - plain).abs().max() > 1e-3
     # one image with several labels
-    assert model.complete(image, 4, labels=[0, 1, 2]).shape == (3, 3, 8, 8)
-    assert torch.equal(model.complete(image, 4, labels=[0, 1, 2])[:, :, :4], image[:, :, :4].expand(3, -1, -1, -1))
+    for num_completions in (1, 2):
+        completed = model.complete(image, 4, labels=[0, 1, 2], num_completions=num_completions)
+        assert torch.equal(completed[:, :, :4], image[:, :, :4].expand(3 * num_completions, -1, -1, -1))
+    with pytest.raises(ValueError, match="images must be one or 3, as many as labels or vectors, got 2"):
+        model.complete(image.expand(2, -1, -1, -1), 4, labels=[0, 1, 2])
+    assert not model.complete(image.clone().requires_grad_(), 4, labels=0).requires_grad
     # the rows are read once for all completions
     seen = []
     step = model.model.backbone.step

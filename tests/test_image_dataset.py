@@ -358,6 +358,31 @@ def test_a_picture_needs_a_size_to_be_brought_to():
         TrainingItems([PICTURE])[0]
 
 
+def test_sizes_of_models_of_all_kinds():
+    assert TrainingItems([PICTURE], 4, 3)[0]["images"].shape == (3, 4, 4)
+    with pytest.raises(TypeError, match="got an item of type Image"):
+        TrainingItems([PICTURE], 4)[0]
+
+
+def test_vectors_that_are_lists():
+    item = TrainingItems([dict(image=TENSOR, cond=[[0.5, 1.0]], cond_mask=[True])])[0]
+    assert item["cond"].tolist() == [[0.5, 1.0]]
+    assert item["cond_mask"].dtype == torch.bool
+    with pytest.raises(TypeError, match="labels must be a tensor, or numbers that make one, got 'rose'"):
+        TrainingItems([(TENSOR, "rose")])[0]
+
+
+class Attributed(list):
+    """A dataset with attributes that only look like those of others."""
+
+
+@pytest.mark.parametrize("attributes", [dict(features=torch.randn(3)), dict(classes=2), dict(features={}, classes=None)])
+def test_other_attributes_are_no_names_of_classes(attributes):
+    dataset = Attributed([TENSOR])
+    vars(dataset).update(attributes)
+    assert TrainingItems(dataset).classes is None
+
+
 def test_names_of_the_classes(class_folders):
     assert TrainingItems([TENSOR]).classes is None
     assert TrainingItems(ImageFolder(class_folders)).classes == ["rose", "tulip"]

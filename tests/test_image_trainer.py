@@ -339,6 +339,12 @@ def test_rows_have_the_names_of_the_classes(tmp_path, monkeypatch):
     assert grids == [(2, ["rose", "tulip"])]
 
 
+def test_names_that_do_not_fit_the_classes_are_not_used(tmp_path):
+    dataset = TensorDataset(torch.rand(8, 1, 4, 4), torch.arange(8) % 3)
+    dataset.classes = ["rose", "tulip"]
+    assert make_trainer(tmp_path, Listener(num_classes=3), dataset)._grid_layout[2] == ["0", "1", "2"]
+
+
 def test_a_hugging_face_dataset_trains_as_it_is(tmp_path, monkeypatch):
     datasets = pytest.importorskip("datasets")
     features = datasets.Features(image=datasets.Image(), label=datasets.ClassLabel(names=["rose", "tulip"]))
@@ -501,7 +507,9 @@ def test_grid_shows_the_images(tmp_path, channels):
 def test_names_stand_beside_the_rows(tmp_path, channels):
     images = torch.full((4, channels, 24, 24), 0.5)
     save_image_grid(images, tmp_path / "grid.png", 2, ["Tulip", "a much longer name"])
-    grid = Image.open(tmp_path / "grid.png").convert("RGB")
+    grid = Image.open(tmp_path / "grid.png")
+    assert channels in (1, 3) or grid.getchannel("A").getpixel((0, 0)) == 255  # not white on a white page
+    grid = grid.convert("RGB")
     margin = grid.width - 2 * 50 - 2
     assert grid.height == 2 * 50 + 2
     assert np.asarray(grid)[2:50, margin + 2 : margin + 50].min() > 120  # the images as they are

@@ -33,8 +33,8 @@ class ElucidatedDiffusion(Head):
         sigma_data: standard deviation of the tokens' entries.
         P_mean, P_std: mean and standard deviation of ln(sigma) in training.
         S_churn, S_tmin, S_tmax, S_noise: of the stochastic sampler, Algorithm 2; solvers other than "heun" take no notice.
-        clamp_during_sampling: hold the denoised token and the sample within [-1, 1], for data of that range: True, False, or
-            "guided" for samples with guidance only. (Never while training, where it would cut the gradient.)
+        clamp_during_sampling: hold denoised tokens within [-1, 1], for data of that range: True, False, or "guided" to hold them
+            only where guidance would push them out. (Never while training, where it would cut the gradient.)
         num_noise_draws: noise draws for each token and training step.
     """
 
@@ -130,20 +130,17 @@ class ElucidatedDiffusion(Head):
     def evaluate(self, x: Tensor, time: float, modulation: Tensor) -> Tensor:
         return self.denoised(x, time, modulation)
 
-    def integrate(self, denoised: Field, *, noise: Callable[[], State], num_steps: int, solver: str, clamp: bool = False) -> State:
+    def data_range(self, x: Tensor, time: float) -> tuple[float, float]:
+        return -1.0, 1.0
+
+    def integrate(self, denoise: Field, *, noise: Callable[[], State], num_steps: int, solver: str) -> State:
         schedule = partial(karras_schedule, sigma_min=self.sigma_min, sigma_max=self.sigma_max, rho=self.rho)
         x = self.sigma_max * noise()
-
-        def denoise(x: State, sigma: float) -> State:
-            return denoised(x, sigma).clamp(-1, 1) if clamp else denoised(x, sigma)
-
         if solver == "dpmpp_2m":
             # it ends at sigma_min: from there to 0 it would take an evaluation that changes next to nothing
-            x = dpmpp_2m(denoise, x, schedule(num_steps + 1), alpha=lambda sigma: 1.0, sigma=lambda sigma: sigma)
-        elif solver == "heun":
+            return dpmpp_2m(denoise, x, schedule(num_steps + 1), alpha=lambda sigma: 1.0, sigma=lambda sigma: sigma)
+        if solver == "heun":
             churn = dict(S_churn=self.S_churn, S_tmin=self.S_tmin, S_tmax=self.S_tmax, S_noise=self.S_noise)
-            x = stochastic_heun(denoise, x, [*schedule(num_steps), 0.0], noise=noise, **churn)
-        else:
-            # eq. 1, with time as the noise level and eq. 3 for the score
-            x = ODE_SOLVERS[solver](lambda x, sigma: (x - denoise(x, sigma)) / sigma, x, [*schedule(num_steps), 0.0])
-        return x.clamp(-1, 1) if clamp else x  # some solvers extrapolate beyond the denoised tokens
+            return stochastic_heun(denoise, x, [*schedule(num_steps), 0.0], noise=noise, **churn)
+        # eq. 1, with time as the noise level and eq. 3 for the score
+        return ODE_SOLVERS[solver](lambda x, sigma: (x - denoise(x, sigma)) / sigma, x, [*schedule(num_steps), 0.0])

@@ -15,7 +15,7 @@ from torch.nn import Module
 
 from autoregressive_diffusion_pytorch.checks import check_choice, check_positive_int
 from autoregressive_diffusion_pytorch.compilation import compiled
-from autoregressive_diffusion_pytorch.conditioning import check_guidance_interval, guide
+from autoregressive_diffusion_pytorch.conditioning import check_guidance_interval, check_guidance_scale, guide
 from autoregressive_diffusion_pytorch.denoiser import MLP
 from autoregressive_diffusion_pytorch.modes import evaluating
 from autoregressive_diffusion_pytorch.solvers import Field, State, visited_times
@@ -31,7 +31,8 @@ class Head(Module, ABC):
         solver: name of the sampler's solver, unless `sample` is told another: one of `NUM_SAMPLE_STEPS`.
         num_sample_steps: its steps; by default as many as `NUM_SAMPLE_STEPS` has for the solver.
         clamp_during_sampling: hold the clean tokens that the sampler sees on its way within [-1, 1], for data of that range: True,
-            False, or "guided" for samples with guidance only. That pushes tokens out of the range, and much of it diverges without.
+            False, or "guided" to hold them only where guidance would push them further out than the model itself goes. Without,
+            much guidance in few steps diverges.
         num_noise_draws: independent noise draws for each token and training step. More of them train the head better for the
             same pass through the backbone (Li et al. 2024 use 4).
     """
@@ -83,7 +84,7 @@ class Head(Module, ABC):
         Returns:
             Tokens in single precision or the condition's, whichever is higher: so is the sampler's state.
         """
-        return self.sampler(**sampler_kwargs)(cond, uncond, guidance_scale)
+        return self.sampler(**sampler_kwargs)(cond, uncond, check_guidance_scale(guidance_scale))
 
     @torch.no_grad()
     def sampler(
@@ -109,7 +110,8 @@ class Head(Module, ABC):
             temperature: factor on every noise that the sampler draws, at least 0. A Gaussian's standard deviation is
                 multiplied by just this factor; 1 changes nothing, 0 is deterministic.
             guidance_interval: noise levels, above the first and up to the second, at which samples are guided. At others they
-                follow `cond` alone (Kynkäänniemi et al. 2024, https://arxiv.org/abs/2404.07724).
+                follow `cond` alone (Kynkäänniemi et al. 2024, https://arxiv.org/abs/2404.07724). A level is the standard deviation
+                of the noise for a token of weight 1; the flow head's first is infinite.
             generator: source of randomness, on any device; by default torch's global one.
             compile: compile the loop over the steps with `torch.compile` (on CUDA: one captured graph), where that is possible.
         """
@@ -135,11 +137,17 @@ class Head(Module, ABC):
 
         @torch.no_grad()
         def draw(cond: Tensor, uncond: Tensor | None = None, guidance_scale: Tensor | float = 1.0) -> Tensor:
+            if uncond is not None and uncond.shape != cond.shape:
+                raise ValueError(f"uncond must have the shape of cond, {tuple(cond.shape)}, got {tuple(uncond.shape)}")
             noises = (temperature * self._unit_noise(cond, generator) for _ in draws)
             conds, scale = cond, None
             if uncond is not None:
-                scale = torch.as_tensor(guidance_scale, device=cond.device).unsqueeze(-1)
-                scale = scale.to(torch.promote_types(cond.dtype, torch.float32))
+                scale = torch.as_tensor(guidance_scale).to(cond.device, torch.promote_types(cond.dtype, torch.float32))
+                if scale.numel() > 1 and scale.shape != cond.shape[:-1]:
+                    raise ValueError(
+                        f"guidance_scale must be a number or of shape {tuple(cond.shape[:-1])}, got {tuple(scale.shape)}"
+                    )
+                scale = scale.unsqueeze(-1)
                 conds = torch.stack((cond, uncond))
             with evaluating(modules):
                 if not compile:
@@ -182,10 +190,21 @@ class Head(Module, ABC):
             # what the network gives is the denoised token, or the velocity, up to what depends on x and the time alone: to guide
             # the one is to guide the other, and the score
             conditional, unconditional = self.evaluate(x.expand(2, *x.shape), time, time_modulation + cond_modulation)
-            return guide(unconditional, conditional, scale)
+            guided = guide(unconditional, conditional, scale)
+            if self.clamp_during_sampling == "guided":
+                low, high = self.data_range(x, time)
+                lowest = torch.minimum(conditional, unconditional).clamp(max=low)
+                highest = torch.maximum(conditional, unconditional).clamp(min=high)
+                guided = guided.clamp(lowest, highest)
+            return guided
 
-        clamp = scale is not None if self.clamp_during_sampling == "guided" else bool(self.clamp_during_sampling)
-        return self.integrate(evaluate, noise=lambda: next(noises), num_steps=num_steps, solver=solver, clamp=clamp)
+        def held(x: Tensor, time: float) -> Tensor:
+            return evaluate(x, time).clamp(*self.data_range(x, time))
+
+        solve = partial(self.integrate, noise=lambda: next(noises), num_steps=num_steps, solver=solver)
+        if self.clamp_during_sampling not in (False, "guided"):
+            return solve(held).clamp(-1, 1)  # some solvers extrapolate beyond the clean tokens
+        return solve(evaluate)
 
     @abstractmethod
     def losses(self, tokens: Tensor, cond: Tensor) -> Tensor:
@@ -204,8 +223,9 @@ class Head(Module, ABC):
         """What the solvers integrate, at `x` (… d): one evaluation of the network."""
 
     @abstractmethod
-    def integrate(self, evaluate: Field, *, noise: Callable[[], State], num_steps: int, solver: str, clamp: bool = False) -> State:
-        """Runs a solver from noise to tokens; all randomness comes from `noise`. The state may be a plain number.
+    def data_range(self, x: Tensor, time: float) -> tuple[Tensor | float, Tensor | float]:
+        """What `evaluate` gives at `x` where the clean token is -1, and where it is 1."""
 
-        With `clamp`, clean tokens are held within [-1, 1] on the way and at the end.
-        """
+    @abstractmethod
+    def integrate(self, evaluate: Field, *, noise: Callable[[], State], num_steps: int, solver: str) -> State:
+        """Runs a solver from noise to tokens; all randomness comes from `noise`. The state may be a plain number."""

@@ -40,8 +40,8 @@ class RectifiedFlow(Head):
         time_distribution: of the training times, "uniform" or "logit_normal" (Esser et al. 2024, eq. 19). The latter seldom draws
             times near 0 and 1: it favours the shape of the distribution over its exact spread.
         logit_mean, logit_std: location and scale of the logit-normal distribution.
-        clamp_during_sampling: hold the clean tokens that the sampler sees on its way within [-1, 1], for data of that range: True,
-            False, or "guided" for samples with guidance only.
+        clamp_during_sampling: hold clean tokens within [-1, 1], for data of that range: True, False, or "guided" to hold them only
+            where guidance would push them out.
         num_noise_draws: noise draws for each token and training step.
     """
 
@@ -126,32 +126,27 @@ class RectifiedFlow(Head):
     def evaluate(self, x: Tensor, time: float, modulation: Tensor) -> Tensor:
         return self.velocity(x, time, modulation)
 
-    def integrate(self, velocity: Field, *, noise: Callable[[], State], num_steps: int, solver: str, clamp: bool = False) -> State:
-        def clean(x: State, time: float) -> State:
-            # on the straight path, x_t + (1 - t) · velocity is the clean token
-            token = x + (1 - time) * velocity(x, time)
-            return token.clamp(-1, 1) if clamp else token
+    def data_range(self, x: Tensor, time: float) -> tuple[Tensor | float, Tensor | float]:
+        # the clean token is x_t + (1 - t) · velocity; at time 1 it is x_t, whatever the velocity
+        return ((-1 - x) / (1 - time), (1 - x) / (1 - time)) if time < 1 else (-inf, inf)
 
-        def held_velocity(x: State, time: float) -> State:
-            # at time 1 there is nothing on the way any more
-            return (clean(x, time) - x) / (1 - time) if clamp and time < 1 else velocity(x, time)
-
-        times = [i / num_steps for i in range(num_steps + 1)]
+    def integrate(self, velocity: Field, *, noise: Callable[[], State], num_steps: int, solver: str) -> State:
         if solver == "dpmpp_2m":
             # its times follow the noise levels (1 - t) / t of Karras et al. 2022, who have data of standard deviation 0.5; but for
             # the first: it is noise alone. It ends at the lowest: a step from there to 0 would change next to nothing
             unit = self.sigma_data / 0.5
             sigmas = karras_schedule(num_steps + 1, sigma_min=0.002 * unit, sigma_max=80.0 * unit, rho=7.0)
             times = [0.0, *(1 / (1 + sigma) for sigma in sigmas[1:])]
-            x = dpmpp_2m(clean, noise(), times, alpha=lambda t: t, sigma=lambda t: 1 - t) / times[-1]
-        elif solver == "euler_maruyama":
+            # on the straight path, x_t + (1 - t) · velocity is the clean token
+            x = dpmpp_2m(lambda x, t: x + (1 - t) * velocity(x, t), noise(), times, alpha=lambda t: t, sigma=lambda t: 1 - t)
+            return x / times[-1]
+        times = [i / num_steps for i in range(num_steps + 1)]
+        if solver == "euler_maruyama":
             # Song et al. 2021 (https://arxiv.org/abs/2011.13456), eq. 13: with diffusion² / 2 times the score added to the
             # velocity, noise leaves the distribution at each time as it is. The score is -E[noise | x_t] / (1 - t), where
             # E[noise | x_t] = x_t - t · velocity; a diffusion of sqrt(2 (1 - t)) cancels what is singular at time 1 (one of the
             # choices of Ma et al. 2024, https://arxiv.org/abs/2401.08740)
-            x = euler_maruyama(
-                lambda x, t: (1 + t) * held_velocity(x, t) - x, noise(), times, diffusion=lambda t: sqrt(2 * (1 - t)), noise=noise
+            return euler_maruyama(
+                lambda x, t: (1 + t) * velocity(x, t) - x, noise(), times, diffusion=lambda t: sqrt(2 * (1 - t)), noise=noise
             )
-        else:
-            x = ODE_SOLVERS[solver](held_velocity, noise(), times)
-        return x.clamp(-1, 1) if clamp else x
+        return ODE_SOLVERS[solver](velocity, noise(), times)
