@@ -189,7 +189,7 @@ class Conditioning(Module):
         # training waits for the gradients of all parameters)
         nothing = torch.zeros_like(mask)
         nothing[:, -1] = ~mask.any(dim=1)
-        embeds = torch.where(nothing.unsqueeze(-1), self.no_cond, embeds.masked_fill(~mask.unsqueeze(-1), 0))
+        embeds = torch.where(nothing.unsqueeze(-1), self.no_cond, embeds)
         return embeds, mask | nothing if masked else None
 
 

@@ -369,6 +369,10 @@ def test_padded_vectors_change_nothing(model_class, kwargs):
         alone = {name: given[i : i + 1] for name, given in conditions.items() if name != "cond_mask"}
         alone["cond"] = alone["cond"][:, mask]
         torch.testing.assert_close(model.conditions(seq[i : i + 1], **alone), conds[i : i + 1], rtol=0, atol=1e-5)
+    # nor does what is in them get into the gradients
+    with torch.enable_grad():
+        model(seq, **padded).backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
 
 
 @models
