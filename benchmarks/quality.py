@@ -10,8 +10,8 @@ side's default. Then each draws samples at its own default steps, and ours also 
 
 With `--curve`, ours are drawn by every solver at several numbers of steps instead, and `--plot FILE` draws the curves of distance
 against evaluations of the network for each token (needs matplotlib). With `--labels`, ours without labels is compared with ours
-that learns the names of the folders as labels, at several scales of guidance, the labels drawn as often as among the real images.
-The two are trained at the same time, each on half of the cores.
+that learns the names of the folders as labels, at several scales of guidance and temperatures, the labels drawn as often as among
+the real images. The two are trained at the same time, each on half of the cores.
 
 The distance is any command that takes two files of images (n h w 3, 8 bit, .npy), real and generated ones, and prints a number.
 A folder is for one such comparison: what is in it already is not trained or drawn again.
@@ -36,7 +36,8 @@ IMAGE_SIZE, PATCH_SIZE = 32, 4
 SIZES = dict(dim=256, depth=6)  # of the transformer, on both sides
 BATCH_SIZE = 250  # of sampling
 CURVE_EVALUATIONS = [4, 6, 12, 24]
-GUIDANCE_SCALES = [1.0, 1.25, 1.5, 2.0, 3.0]
+UNGUIDED_TEMPERATURES = [1.0, 0.95]
+GUIDANCE = [(1.0, 1.0), (1.25, 1.0), (1.5, 1.0), (2.0, 1.0), (3.0, 1.0), (3.0, 0.95), (3.0, 0.9)]  # scale, temperature
 EVALUATIONS_A_STEP = dict(midpoint=2, heun=2)
 
 
@@ -199,10 +200,12 @@ def compare_labels(args: argparse.Namespace, results: Results) -> None:
         with ThreadPoolExecutor() as pool:
             runs = list(pool.map(partial(train_ours, args, head, cores=max(os.cpu_count() // 2, 1)), (False, True)))
         worker = Worker(__file__, ["--work", "ours", head], OURS)
-        results.add(f"ours, {head}, no labels", worker, run=str(runs[0]))
-        for scale in GUIDANCE_SCALES:
-            name = f"ours, {head}, labels, guidance {scale}"
-            results.add(name, worker, run=str(runs[1]), real_labels=real_labels, guidance_scale=scale)
+        for temperature in UNGUIDED_TEMPERATURES:
+            results.add(f"{head}, no labels, at {temperature}", worker, run=str(runs[0]), temperature=temperature)
+        for scale, temperature in GUIDANCE:
+            name = f"{head}, labels, guidance {scale}, at {temperature}"
+            guided = dict(real_labels=real_labels, guidance_scale=scale, temperature=temperature)
+            results.add(name, worker, run=str(runs[1]), **guided)
         worker.close()
 
 
