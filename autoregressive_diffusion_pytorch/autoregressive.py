@@ -260,21 +260,19 @@ class Autoregressive(Module, Pretrained):
         return SamplingPlan(batch_size, contexts, seq_len, prompt, conditions, guidance, step, draw)
 
     def _stream(self, plan: SamplingPlan) -> Iterator[Tensor]:
-        if plan.prompt.shape[1] == plan.seq_len:
-            return
         modules = list(self.modules())
         guided = not (plan.guidance.is_conditional or plan.guidance.is_unconditional)
-        with inference(modules):
-            scales = plan.guidance.scales(plan.seq_len).to(self.proj_in.weight.device)
-            cond, state = self._first_step(plan, guided)
+        scales = plan.guidance.scales(plan.seq_len).to(self.proj_in.weight.device)
+        token, state = None, None
         for i in range(plan.prompt.shape[1], plan.seq_len):
             with inference(modules):
-                token = plan.draw(*cond.chunk(2), scales[i]) if guided else plan.draw(cond)
-            yield token.clone()  # no tensor of this block's inference mode: it can be trained on
-            if i + 1 < plan.seq_len:
-                with inference(modules):
+                if token is None:
+                    cond, state = self._first_step(plan, guided)
+                else:
                     embeds = self._embed(token.unsqueeze(1))
                     cond, state = plan.step(torch.cat((embeds, embeds)) if guided else embeds, state)
+                token = plan.draw(*cond.chunk(2), scales[i]) if guided else plan.draw(cond)
+            yield token.clone()  # no tensor of this block's inference mode: it can be trained on
 
     def _first_step(self, plan: SamplingPlan, guided: bool) -> tuple[Tensor, State]:
         """Reads conditions and prompts, each only once, and gives what follows for all sequences.
