@@ -324,12 +324,9 @@ def _token_mask(seq: Tensor, lens: Tensor | Sequence[int] | None, mask: Tensor |
     if lens is not None and mask is not None:
         raise ValueError("lens and mask say the same: expected one of them, got both")
     if lens is not None:
-        lens = as_whole_numbers("lens", lens).to(seq.device)
+        lens = as_whole_numbers("lens", lens, 1, length).to(seq.device)
         if lens.shape != (batch_size,):
             raise ValueError(f"lens must be of shape ({batch_size},), got {tuple(lens.shape)}")
-        wrong = lens[(lens < 1) | (lens > length)]
-        if len(wrong):
-            raise ValueError(f"lens must be from 1 to {length}, got {int(wrong[0])}")
         return torch.arange(length, device=seq.device) < lens.unsqueeze(1)
     if mask is not None:
         mask = as_tensor("mask", mask)

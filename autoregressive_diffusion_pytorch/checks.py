@@ -33,12 +33,16 @@ def as_tensor(name: str, value: Any) -> Tensor:
         raise TypeError(f"{name} must be a tensor, or numbers that make one, got {value!r}") from error
 
 
-def as_whole_numbers(name: str, value: Any) -> Tensor:
-    """`value` as a tensor of 64-bit whole numbers."""
+def as_whole_numbers(name: str, value: Any, lowest: int, highest: int) -> Tensor:
+    """`value` as a tensor of 64-bit whole numbers from `lowest` to `highest`."""
     tensor = as_tensor(name, value)
     if tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool:
         raise TypeError(f"{name} must be whole numbers, got {tensor.dtype}")
-    return tensor.long()
+    tensor = tensor.long()  # first: the bounds need not fit in fewer bits
+    wrong = tensor[(tensor < lowest) | (tensor > highest)]
+    if len(wrong):
+        raise ValueError(f"{name} must be from {lowest} to {highest}, got {int(wrong[0])}")
+    return tensor
 
 
 def as_height_and_width(name: str, size: int | tuple[int, int]) -> tuple[int, int]:

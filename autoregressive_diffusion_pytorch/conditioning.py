@@ -89,14 +89,10 @@ class Conditioning(Module):
     def _check_labels(self, labels: Tensor | Sequence[int] | int | None) -> Tensor:
         if labels is None:
             raise ValueError(f"labels are missing: the model was made with num_classes = {self.num_classes}")
-        labels = as_whole_numbers("labels", labels).to(self.label_embeds.device)
-        labels = labels.reshape(1) if labels.ndim == 0 else labels
+        labels = torch.atleast_1d(as_whole_numbers("labels", labels, 0, self.num_classes - 1))
         if labels.ndim != 1 or len(labels) < 1:
             raise ValueError(f"labels must be of shape (b,) with b >= 1, got {tuple(labels.shape)}")
-        wrong = labels[(labels < 0) | (labels >= self.num_classes)]
-        if len(wrong):
-            raise ValueError(f"labels must be from 0 to {self.num_classes - 1}, got {int(wrong[0])}")
-        return labels
+        return labels.to(self.label_embeds.device)
 
     def _check_vectors(self, cond: Tensor | None, cond_mask: Tensor | None) -> dict[str, Tensor]:
         if cond is None:

@@ -15,6 +15,18 @@ def stir(module: Module, amount: float = 0.1) -> Module:
     return module
 
 
+def record_steps(monkeypatch, backbone: Module) -> list[int]:
+    """The batch sizes of the steps that a backbone makes from now on."""
+    sizes, step = [], backbone.step
+
+    def record(embeds, *args, **kwargs):
+        sizes.append(len(embeds))
+        return step(embeds, *args, **kwargs)
+
+    monkeypatch.setattr(backbone, "step", record)
+    return sizes
+
+
 class FormulaNet(Module):
     """Stands in for the denoiser of a head: a formula of the noised token, the time and the condition (of width 1)."""
 

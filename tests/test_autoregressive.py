@@ -3,7 +3,7 @@ import warnings
 
 import pytest
 import torch
-from helpers import STANDARD_ERRORS, assert_mean, assert_std, stir
+from helpers import STANDARD_ERRORS, assert_mean, assert_std, record_steps, stir
 from test_backbone import CACHED, UNCACHED, parameters
 from test_compilation import needs_compiler
 
@@ -398,9 +398,7 @@ def test_guidance_scale_1_is_the_conditional_model_bit_for_bit_and_costs_nothing
     model = small_model(model_class, **kwargs)
     conditions = draw_conditions(kwargs)
     plain = model.sample(**conditions, generator=seeded())
-    seen = []
-    step = model.backbone.step
-    monkeypatch.setattr(model.backbone, "step", lambda embeds, *args, **kw: seen.append(len(embeds)) or step(embeds, *args, **kw))
+    seen = record_steps(monkeypatch, model.backbone)
     assert torch.equal(model.sample(**conditions, guidance_scale=torch.ones(3), generator=seeded()), plain)
     assert seen == [3] * 6
     # the same numbers from the full pass and the head alone
@@ -420,9 +418,7 @@ def test_guidance_scale_0_is_the_unconditional_model(model_class, kwargs, monkey
     with torch.no_grad():
         for i in range(6):
             seq[:, i] = model.head.sample(unconditions(model, seq)[:, i], generator=generator)
-    seen = []
-    step = model.backbone.step
-    monkeypatch.setattr(model.backbone, "step", lambda embeds, *args, **kw: seen.append(len(embeds)) or step(embeds, *args, **kw))
+    seen = record_steps(monkeypatch, model.backbone)
     nothing_given = model.sample(3, guidance_scale=0.0, generator=seeded())
     torch.testing.assert_close(nothing_given, seq, rtol=1e-3, atol=1e-3)
     assert seen == [1] + [3] * 5  # one beginning for all
@@ -455,9 +451,7 @@ def test_several_sequences_share_the_work_of_one_beginning(model_class, kwargs, 
     prompt, conditions = torch.randn(3, 2, 4), draw_conditions(kwargs)
     single = {name: given[:1] for name, given in conditions.items()}
     repeated = {name: given.repeat_interleave(2, dim=0) for name, given in conditions.items()}
-    seen = []
-    step = model.backbone.step
-    monkeypatch.setattr(model.backbone, "step", lambda embeds, *args, **kw: seen.append(len(embeds)) or step(embeds, *args, **kw))
+    seen = record_steps(monkeypatch, model.backbone)
     for guidance, branches in ((dict(), 1), (dict(guidance_scale=2.0), 2)):
         shared = model.sample(6, prompt, **conditions, **guidance, generator=seeded())
         assert seen == [3 * branches] + [6 * branches] * 3

@@ -2,7 +2,7 @@ import math
 
 import pytest
 import torch
-from helpers import stir
+from helpers import record_steps, stir
 
 from autoregressive_diffusion_pytorch import ImageAutoregressiveDiffusion, ImageAutoregressiveFlow
 from autoregressive_diffusion_pytorch.image import patchify, unpatchify
@@ -231,11 +231,7 @@ def test_completions_follow_the_kept_rows_and_labels(model_class, monkeypatch):
         model.complete(image.expand(2, -1, -1, -1), 4, labels=[0, 1, 2])
     assert not model.complete(image.clone().requires_grad_(), 4, labels=0).requires_grad
     # the rows are read once for all completions
-    seen = []
-    step = model.model.backbone.step
-    monkeypatch.setattr(
-        model.model.backbone, "step", lambda embeds, *args, **kw: seen.append(len(embeds)) or step(embeds, *args, **kw)
-    )
+    seen = record_steps(monkeypatch, model.model.backbone)
     complete(image, labels=0, num_completions=5)
     assert seen == [1, 5]
 
