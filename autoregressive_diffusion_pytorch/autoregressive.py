@@ -112,6 +112,11 @@ class Autoregressive(Module, Pretrained):
         denoiser = MLP(dim, self.dim_input, depth=mlp_depth, width=width, **(mlp_kwargs or {}))
         self.head = head(denoiser, **(head_kwargs or {}))
 
+    def checkpoint_gradients(self) -> None:
+        """From now on training keeps only the inputs of the transformer's layers and the head's blocks, and computes them again."""
+        self.backbone.checkpoint_gradients()
+        self.head.net.checkpoint_gradients()
+
     def _resolved_arguments(self) -> dict:
         return {self.head_argument: self.head.config}
 

@@ -13,8 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn import Module, ParameterList
 from x_transformers import Decoder
+from x_transformers.x_transformers import Attention, FeedForward
 
 from autoregressive_diffusion_pytorch.checks import check_positive_int
+from autoregressive_diffusion_pytorch.gradient_checkpointing import checkpoint_gradients
 
 # arguments of the Decoder that the models have arguments of their own for
 RESERVED_DECODER_KWARGS = {
@@ -134,6 +136,12 @@ class Backbone(Module):
             )
         self.num_mem_kv = decoder_kwargs.get("attn_num_mem_kv", 0)
         self.can_cache, self.can_mask = _try_out(arguments, dim) if decoder_kwargs else (True, True)
+
+    def checkpoint_gradients(self) -> None:
+        """From now on training keeps only the inputs of the attention and feedforward layers."""
+        for module in self.decoder.modules():
+            if isinstance(module, (Attention, FeedForward)):
+                checkpoint_gradients(module)
 
     def forward(
         self,

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import Module, ModuleList
 
+from autoregressive_diffusion_pytorch.gradient_checkpointing import checkpoint_gradients
+
 
 class SinusoidalEmbedding(Module):
     """Sines and cosines of a time at geometrically spaced frequencies, `(…) -> (… dim)`.
@@ -92,6 +94,11 @@ class MLP(Module):
         nn.init.zeros_(self.proj_out.weight)
         with torch.no_grad():  # scales start at one
             self.cond_modulation[-1].bias.view(self.NUM_MODULATIONS, width)[[1, 4]] = 1
+
+    def checkpoint_gradients(self) -> None:
+        """From now on training keeps only the inputs of the blocks."""
+        for block in self.blocks:
+            checkpoint_gradients(block)
 
     @property
     def dtype(self) -> torch.dtype:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Literal
 
+import numpy as np
 import torch
+import torch.distributed as dist
 from einops import rearrange
 from torch import Tensor
 from torch.nn import Module
@@ -79,6 +81,10 @@ class ImageAutoregressive(Module, Pretrained):
         head_kwargs = dict(clamp_during_sampling="guided") | (model.get(model_class.head_argument) or {})
         model = model | {model_class.head_argument: head_kwargs}
         self.model = model_class(**model, **sizes, num_classes=num_classes, dim_cond=dim_cond)
+
+    def checkpoint_gradients(self) -> None:
+        """As of `Autoregressive`."""
+        self.model.checkpoint_gradients()
 
     def _resolved_arguments(self) -> dict:
         derived = ("dim_input", "max_seq_len", "num_classes", "dim_cond")
@@ -202,17 +208,25 @@ def draw_images(
 ) -> Tensor:
     """Draws `count` images, `batch_size` at a time so that memory does not limit their number, onto the CPU.
 
-    The same seed and batch size give the same images.
+    The same seed and batch size give the same images. The processes of a distributed run share the batches, and all get all images:
+    the same as one process would draw.
 
     Args:
         labels: (count,), of a model with classes.
 
     Further arguments go to `sample`.
     """
-    generator = torch.Generator(next(model.parameters()).device).manual_seed(seed)
-    images = []
-    for start in range(0, count, batch_size):
+
+    def draw(start: int) -> Tensor:
         stop = min(start + batch_size, count)
         part = None if labels is None else labels[start:stop]
-        images.append(model.sample(stop - start, labels=part, generator=generator, **kwargs).cpu())
-    return torch.cat(images)
+        own_seed = int(np.random.SeedSequence((seed, start)).generate_state(1, np.uint64)[0])
+        generator = torch.Generator(next(model.parameters()).device).manual_seed(own_seed)
+        return model.sample(stop - start, labels=part, generator=generator, **kwargs).cpu()
+
+    starts = range(0, count, batch_size)
+    if not (dist.is_available() and dist.is_initialized()):
+        return torch.cat([draw(start) for start in starts])
+    parts = [{} for _ in range(dist.get_world_size())]
+    dist.all_gather_object(parts, {start: draw(start) for start in starts[dist.get_rank() :: len(parts)]})
+    return torch.cat([parts[i % len(parts)][start] for i, start in enumerate(starts)])

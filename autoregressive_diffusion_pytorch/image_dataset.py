@@ -1,13 +1,14 @@
-"""Images as tensors, with their labels: a folder of them, any other dataset, or the built-in digits."""
+"""Images as tensors, with their labels: those of a folder, or the built-in digits."""
 
 from __future__ import annotations
 
+import math
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from mmap import mmap
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from torch.utils.data import Dataset
 from torchvision.datasets.folder import find_classes
 from torchvision.transforms.functional import hflip, pil_to_tensor
 
-from autoregressive_diffusion_pytorch.checks import as_height_and_width, as_tensor, check_choice
+from autoregressive_diffusion_pytorch.checks import as_height_and_width, check_choice
 
 EXTENSIONS = ("jpg", "jpeg", "png", "tif", "tiff", "webp", "bmp")
 MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}  # Pillow's names of the pixel formats, by number of channels
@@ -41,6 +42,8 @@ class ImageDataset(Dataset):
         labels_from_folders: each folder in `folder` holds a class, and an item is a pair (image, label). As in torchvision's
             `ImageFolder`, `classes` are their names, sorted, and `class_to_idx` has the label of each.
         augment_horizontal_flip: mirror each image with probability 1/2, anew each time it is read.
+        cache_in_memory: keep each image once it is read and fitted, a byte a pixel and channel, shared with the processes that read
+            for a `DataLoader`. The tensors are the same as without.
         skip_damaged: read every file once now, and leave out those that cannot be read, with one warning that lists them.
             Otherwise a damaged file raises a `DamagedImageError`, a ValueError that names it, when its turn comes.
 
@@ -59,6 +62,7 @@ class ImageDataset(Dataset):
         exts: Sequence[str] = EXTENSIONS,
         labels_from_folders: bool = False,
         augment_horizontal_flip: bool = False,
+        cache_in_memory: bool = False,
         skip_damaged: bool = False,
     ):
         check_choice("channels", channels, MODES)
@@ -73,13 +77,17 @@ class ImageDataset(Dataset):
             self._find_classes()
         if skip_damaged:
             self._leave_out_damaged()
+        self._cache = PixelCache((len(self.paths), channels, *self.image_size)) if cache_in_memory else None
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitem__(self, index: int) -> Tensor | tuple[Tensor, int]:
         path = self.paths[index]
-        image = read_image(path, self.image_size, self.channels)
+        if self._cache is None:
+            image = read_image(path, self.image_size, self.channels)
+        else:
+            image = self._cache.get(index, lambda: read_pixels(path, self.image_size, self.channels)).float() / 255
         if self.augment_horizontal_flip and torch.rand(()) < 0.5:
             image = hflip(image)
         return (image, self.class_to_idx[self._class_of(path)]) if self.labels_from_folders else image
@@ -117,21 +125,52 @@ class ImageDataset(Dataset):
         self.paths = [path for path, error in zip(self.paths, faults, strict=True) if error is None]
 
 
+class PixelCache:
+    """Images of 8 bits (n c h w), each made at its first use. Processes forked from the one that made it share it."""
+
+    def __init__(self, shape: tuple[int, ...]):
+        # memory that forked processes share, taken only as it is filled, and not limited as /dev/shm often is in containers
+        self.pixels = torch.frombuffer(mmap(-1, math.prod(shape)), dtype=torch.uint8).view(shape)
+        self.is_there = torch.frombuffer(mmap(-1, shape[0]), dtype=torch.bool)
+
+    def get(self, index: int, make: Callable[[], Tensor]) -> Tensor:
+        """The image; where two processes make it at the same time, both write the same."""
+        if not self.is_there[index]:
+            self.pixels[index] = make()
+            self.is_there[index] = True
+        return self.pixels[index]
+
+
 def find_images(folder: Path, exts: Sequence[str] = EXTENSIONS) -> list[Path]:
     """All files below `folder` with one of the endings, in any case, in the order of their names. Errors as of `ImageDataset`."""
     if not folder.exists():
         raise FileNotFoundError(f"folder {folder} does not exist")
     if not folder.is_dir():
         raise NotADirectoryError(f"folder {folder} is a file; expected a folder of images")
-    suffixes = {f".{ext.lower().lstrip('.')}" for ext in exts}
-    paths = [path for path in folder.rglob("*") if path.suffix.lower() in suffixes and path.is_file()]
+    suffixes = tuple(f".{ext.lower().lstrip('.')}" for ext in exts)
+    paths = list(map(Path, _files(str(folder), suffixes)))
     if not paths:
-        raise ValueError(f"folder {folder} holds no image: looked for the endings {', '.join(sorted(suffixes))}")
+        raise ValueError(f"folder {folder} holds no image: looked for the endings {', '.join(sorted(set(suffixes)))}")
     return sorted(paths)
 
 
+def _files(folder: str, suffixes: tuple[str, ...]) -> Iterator[str]:
+    """The files below a folder with one of the endings. A folder's own listing tells what is a file: no file is looked at."""
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                yield from _files(entry.path, suffixes)
+            elif entry.name.lower().endswith(suffixes) and entry.is_file():
+                yield entry.path
+
+
 def read_image(path: Path, image_size: tuple[int, int], channels: int) -> Tensor:
-    """The image of a file as `ImageDataset` gives it.
+    """The image of a file as `ImageDataset` gives it: (c h w) with values in [0, 1]. Errors as of `read_pixels`."""
+    return read_pixels(path, image_size, channels).float() / 255
+
+
+def read_pixels(path: Path, image_size: tuple[int, int], channels: int) -> Tensor:
+    """The image of a file, fitted, with 8 bits in each channel (c h w).
 
     Raises:
         DamagedImageError: if the file cannot be read as an image.
@@ -140,16 +179,21 @@ def read_image(path: Path, image_size: tuple[int, int], channels: int) -> Tensor
         with Image.open(path) as image:
             # a JPEG decodes much faster at 1/2, 1/4 or 1/8 of its size; twice the wanted size is enough to scale down from
             image.draft(None, (2 * max(image_size),) * 2)
-            return fit_image(ImageOps.exif_transpose(image), image_size, channels)
+            return fit_pixels(ImageOps.exif_transpose(image), image_size, channels)
     except Exception as error:  # damaged files raise all kinds of errors in Pillow's decoders
         raise DamagedImageError(f"{path} cannot be read as an image: {error}") from error
 
 
 def fit_image(image: Image.Image, image_size: tuple[int, int], channels: int) -> Tensor:
     """An image of any kind and size as a tensor (c h w) with values in [0, 1]."""
+    return fit_pixels(image, image_size, channels).float() / 255
+
+
+def fit_pixels(image: Image.Image, image_size: tuple[int, int], channels: int) -> Tensor:
+    """An image of any kind, scaled to cover the size and cropped around its centre, with 8 bits in each channel (c h w)."""
     height, width = image_size
     image = ImageOps.fit(convert_channels(image, channels), (width, height), method=Image.Resampling.LANCZOS)
-    return pil_to_tensor(image).float() / 255
+    return pil_to_tensor(image)
 
 
 def convert_channels(image: Image.Image, channels: int) -> Image.Image:
@@ -178,60 +222,6 @@ def _to_8_bit(image: Image.Image) -> Image.Image:
     if (transparent := image.info.get("transparency")) is not None:  # a single value of grey
         grey.putalpha(Image.fromarray(np.where(values == transparent / top, 0, 255).astype(np.uint8)))
     return grey
-
-
-class TrainingItems(Dataset):
-    """Another dataset's items as dictionaries: `images`, a tensor (c h w), and where there are any `labels`, `cond`, `cond_mask`.
-
-    Args:
-        dataset: gives images, tuples (image, label), or mappings with an image under one of `IMAGE_KEYS`, a label under one of
-            `LABEL_KEYS`, and vectors under "cond" and "cond_mask". An image is a tensor (c h w), 8-bit or with values in [0, 1],
-            or a Pillow image.
-        image_size, channels: what Pillow images are brought to; without them there may be none.
-    """
-
-    IMAGE_KEYS = ("image", "images", "img", "pixel_values")
-    LABEL_KEYS = ("label", "labels")
-
-    def __init__(self, dataset: Dataset, image_size: int | tuple[int, int] | None = None, channels: int | None = None):
-        self.dataset = dataset
-        self.image_size = image_size
-        self.channels = channels
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        item = self.dataset[index]
-        if isinstance(item, Mapping):
-            keys = dict(images=self.IMAGE_KEYS, labels=self.LABEL_KEYS, cond=("cond",), cond_mask=("cond_mask",))
-            parts = {name: next((item[key] for key in known if key in item), None) for name, known in keys.items()}
-        elif isinstance(item, (tuple, list)) and len(item) in (1, 2):
-            parts = dict(zip(("images", "labels"), item, strict=False))
-        else:
-            parts = dict(images=item)
-        parts["images"] = self._to_tensor(parts["images"], item)
-        return {name: as_tensor(name, part) for name, part in parts.items() if part is not None}
-
-    def _to_tensor(self, image: Any, item: Any) -> Tensor:
-        if isinstance(image, Image.Image) and self.image_size is not None and self.channels is not None:
-            return fit_image(image, as_height_and_width("image_size", self.image_size), self.channels)
-        if isinstance(image, Tensor):
-            return image / 255 if image.dtype == torch.uint8 else image
-        kind = f"with the keys {', '.join(map(repr, item))}" if isinstance(item, Mapping) else f"of type {type(item).__name__}"
-        raise TypeError(
-            "dataset must give images (tensors c h w, or Pillow images), pairs (image, label) or mappings with an image under one "
-            f"of {', '.join(map(repr, self.IMAGE_KEYS))}; got an item {kind}"
-        )
-
-    @property
-    def classes(self) -> list[str] | None:
-        """The names of the labels, where the dataset knows them: as torchvision's or Hugging Face's datasets do."""
-        classes = getattr(self.dataset, "classes", None)
-        features = getattr(self.dataset, "features", None)
-        if isinstance(features, Mapping):
-            classes = next((features[key].names for key in self.LABEL_KEYS if hasattr(features.get(key), "names")), None)
-        return list(map(str, classes)) if isinstance(classes, (list, tuple)) else None
 
 
 def digits() -> tuple[Tensor, Tensor]:

@@ -1,42 +1,76 @@
-"""Training a model of images: the loop, the moving average of the weights, checkpoints, grids of samples."""
+"""Training a model of images: the loop, the moving average of the weights, what is saved and what is seen of it."""
 
 from __future__ import annotations
 
-import json
+import copy
+import logging
 import math
-import os
-import re
-import shutil
+import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
-from functools import cached_property
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Literal
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast
+from accelerate.utils import DistributedType, fsdp2_prepare_model, gather_object, send_to_device, set_seed
 from ema_pytorch import EMA
-from PIL import Image, ImageDraw, ImageFont
-from safetensors.torch import load_model, save_model
 from torch import Tensor
+from torch.distributed.fsdp import register_fsdp_forward_method
+from torch.distributed.tensor import DTensor
 from torch.nn import Module
 from torch.optim import AdamW
-from torch.utils.data import DataLoader, Dataset, default_collate
-from torchvision.transforms.functional import to_pil_image
-from torchvision.utils import make_grid
+from torch.utils.data import Dataset, default_collate
 from tqdm import tqdm
 
+from autoregressive_diffusion_pytorch.checkpoints import (
+    list_checkpoints,
+    newest_checkpoint,
+    remove_old_checkpoints,
+    step_of,
+    write_checkpoint,
+)
 from autoregressive_diffusion_pytorch.checks import check_above_zero, check_choice, check_positive_int
-from autoregressive_diffusion_pytorch.image_dataset import TrainingItems
+from autoregressive_diffusion_pytorch.image_grids import labels_by_row, save_image_grid
+from autoregressive_diffusion_pytorch.modes import evaluating
+from autoregressive_diffusion_pytorch.optimization import learning_rate_at, parameter_groups
 from autoregressive_diffusion_pytorch.pretrained import Pretrained
+from autoregressive_diffusion_pytorch.random_states import kept_random_state, random_state, set_random_state
+from autoregressive_diffusion_pytorch.running_average import RunningAverage
+from autoregressive_diffusion_pytorch.stop_signals import StopSignals
+from autoregressive_diffusion_pytorch.training_data import BATCH_ARGUMENTS, TrainingItems, batches_of, endless_batches
+from autoregressive_diffusion_pytorch.training_state import TrainingState
+from autoregressive_diffusion_pytorch.utilization import matmul_rate, training_flops
 
-CHECKPOINT = re.compile(r"checkpoint\.(\d+)")
+SKIPS_IN_A_ROW = 25  # of steps that are not finite: weights that are broken give no other any more
 
-# of the grids of samples, in pixels
-GRID_PADDING = 2
-ROW_NAME_MARGIN = 6
+logger = logging.getLogger(__name__)
+
+
+class TrainingStopped(SystemExit):
+    """A training that a signal ended, saved as `checkpoint` at `step`. Not caught, it ends the process as the signal would."""
+
+    def __init__(self, code: int, step: int, checkpoint: Path):
+        super().__init__(code)
+        self.step = step
+        self.checkpoint = checkpoint
+
+
+@dataclass
+class Step:
+    """What came of one optimiser step, the same in all processes."""
+
+    loss: float
+    gradient_norm: float
+    out_of_time: bool
+    stop_wished: bool
+
+    @property
+    def is_finite(self) -> bool:
+        return math.isfinite(self.loss) and math.isfinite(self.gradient_norm)
 
 
 class ImageTrainer:
@@ -45,34 +79,53 @@ class ImageTrainer:
     The model needs only `model(images) -> loss` and `model.sample(batch_size=…, generator=…) -> images` with values in [0, 1].
     Labels and vectors that the dataset gives come to both as `labels`, `cond` and `cond_mask`.
 
+    A run that is stopped and resumed ends with the same bits as one that was not, on the same machine with the same number of
+    processes. SIGINT (Ctrl-C) and SIGTERM finish the step, save, and raise `TrainingStopped`.
+
     Args:
         model: the model.
         dataset: any dataset with a length, such as torch's, torchvision's or Hugging Face's, of images, pairs (image, label) or
             dictionaries (see `TrainingItems`). Pillow images are brought to the size and channels of the model. One with labels
             needs a model that takes them.
-        num_train_steps: optimiser steps in all.
+        validation_dataset: another of the same kind. With each checkpoint, the averaged weights' loss on it is logged, always with
+            the same noise, and the checkpoint where it was lowest is kept.
+        num_train_steps: optimiser steps in all, 70,000 unless `num_epochs` is given.
+        num_epochs: instead, how often to see each image.
         max_minutes: end after this time even if steps are left, as after the last step.
         learning_rate: its highest value, reached after `warmup_steps`.
         lr_schedule: "constant" stays, so that a run can be ended at any time: the averaged weights are what a falling rate would
             give. "cosine" falls to zero at the last of `num_train_steps`.
         warmup_steps: steps of linear warm-up; at most a tenth of the training.
-        batch_size: images a step, for each process.
+        batch_size: images that a process sends through the model at once. With accelerate's `gradient_accumulation_steps` a step
+            takes several of them.
         max_grad_norm: the gradient is clipped to this norm.
+        nonfinite: what to do about a loss or gradient that is not finite: "stop" with a FloatingPointError before it reaches the
+            weights, or "skip" the step and go on, up to 25 times in a row. Either names the step. (In fp16 the gradient scaler
+            skips steps where only the gradient is not finite: that is how it finds its scale.)
+        gradient_checkpointing: keep less for the backward pass and compute it again, of a model that has
+            `checkpoint_gradients()`: less memory, a third more time.
         checkpoints_folder: holds one folder for each checkpoint, `checkpoint.STEP`, which `from_pretrained` of the model's class
-            can load: the averaged weights and the model's arguments, with the state of the training beside them.
+            can load: the averaged weights and the model's arguments, with the state of the training beside them. With several
+            machines, all of them must see it.
         results_folder: holds the grids of samples, `results.STEP.png`.
         save_results_every, checkpoint_every: steps between them; both are also made after the last step.
+        keep_last: newest checkpoints to keep, besides that with the lowest validation loss; None keeps all.
         num_samples: images in a grid. They are always drawn with the same seed, so that grids show progress and not luck. With
             labels a grid has one row for each class (at most `num_samples` of them), and as many columns as make up that number.
             With vectors it shows samples for the first items of the dataset.
-        adam_kwargs: further arguments of `torch.optim.AdamW`.
-        accelerate_kwargs: arguments of `accelerate.Accelerator`: devices, precision, gradient accumulation.
+        log_with: "tensorboard", another of accelerate's trackers, several of them, or None.
+        logs_folder: holds TensorBoard's event files.
+        log_every: steps between entries of the log: loss, gradient norm, learning rate, images a second, utilisation of the device.
+        seed: of the order of the images, their augmentations, and the noise.
+        adam_kwargs: further arguments of `torch.optim.AdamW`. Its weight decay, 0.02 as of Li et al. 2024, acts on matrices only.
+        accelerate_kwargs: arguments of `accelerate.Accelerator`: devices, precision, gradient accumulation, compilation
+            (`dynamo_backend="inductor"`), FSDP.
         ema_kwargs: arguments of `ema_pytorch.EMA`. By default the average reaches back over n^(3/4) of n steps so far, 10,000 at
             most: about 100 after 500 steps, 1,000 after 10,000. So it serves short runs as well as long ones.
         dataloader_kwargs: further arguments of `torch.utils.data.DataLoader`: workers, pinned memory. A `collate_fn` gets items as
             `TrainingItems` gives them, and makes a dictionary of them.
         sample_kwargs: further arguments of `model.sample` for the grids.
-        resume: go on from the newest checkpoint. Without it, a folder that already holds checkpoints is refused.
+        resume: go on from the newest whole checkpoint. Without it, a folder that already holds checkpoints is refused.
     """
 
     def __init__(
@@ -80,18 +133,27 @@ class ImageTrainer:
         model: Module,
         *,
         dataset: Dataset,
-        num_train_steps: int = 70_000,
+        validation_dataset: Dataset | None = None,
+        num_train_steps: int | None = None,
+        num_epochs: float | None = None,
         max_minutes: float | None = None,
         learning_rate: float = 3e-4,
         lr_schedule: Literal["constant", "cosine"] = "constant",
         warmup_steps: int = 100,
         batch_size: int = 16,
         max_grad_norm: float = 1.0,
+        nonfinite: Literal["stop", "skip"] = "stop",
+        gradient_checkpointing: bool = False,
         checkpoints_folder: str | Path = "./checkpoints",
         results_folder: str | Path = "./results",
         save_results_every: int = 500,
         checkpoint_every: int = 1000,
+        keep_last: int | None = 3,
         num_samples: int = 16,
+        log_with: str | list | None = "tensorboard",
+        logs_folder: str | Path = "./logs",
+        log_every: int = 10,
+        seed: int = 0,
         adam_kwargs: dict | None = None,
         accelerate_kwargs: dict | None = None,
         ema_kwargs: dict | None = None,
@@ -99,60 +161,104 @@ class ImageTrainer:
         sample_kwargs: dict | None = None,
         resume: bool = False,
     ):
+        if num_train_steps is not None and num_epochs is not None:
+            raise ValueError(f"num_train_steps and num_epochs exclude each other, got {num_train_steps} and {num_epochs}")
         check_positive_int(
-            num_train_steps=num_train_steps,
+            num_train_steps=70_000 if num_train_steps is None else num_train_steps,
             batch_size=batch_size,
             save_results_every=save_results_every,
             checkpoint_every=checkpoint_every,
+            keep_last=1 if keep_last is None else keep_last,
             num_samples=num_samples,
+            log_every=log_every,
         )
-        check_above_zero(learning_rate=learning_rate, max_grad_norm=max_grad_norm)
-        if max_minutes is not None:
-            check_above_zero(max_minutes=max_minutes)
+        check_above_zero(
+            learning_rate=learning_rate,
+            max_grad_norm=max_grad_norm,
+            max_minutes=1 if max_minutes is None else max_minutes,
+            num_epochs=1 if num_epochs is None else num_epochs,
+        )
         check_choice("lr_schedule", lr_schedule, ("constant", "cosine"))
-        if not hasattr(dataset, "__len__"):
-            raise TypeError(f"dataset must have a length and give items by their index, got a {type(dataset).__name__}")
-        if len(dataset) < 1:
-            raise ValueError("dataset holds no image")
+        check_choice("nonfinite", nonfinite, ("stop", "skip"))
+        for name, given in (("dataset", dataset), ("validation_dataset", validation_dataset)):
+            if name == "dataset" or given is not None:
+                _check_dataset(name, given)
+        if own := BATCH_ARGUMENTS & (dataloader_kwargs or {}).keys():
+            raise ValueError(f"dataloader_kwargs must not hold {sorted(own)}: the trainer makes the batches, so that it can resume")
         # asked for now, so that a model that cannot be saved is known before it is trained
         self.config = model.config if isinstance(model, Pretrained) else None
 
-        self.dataset = TrainingItems(dataset, getattr(model, "image_size", None), getattr(model, "channels", None))
-        self.num_train_steps = num_train_steps
+        as_items = partial(TrainingItems, image_size=getattr(model, "image_size", None), channels=getattr(model, "channels", None))
+        self.dataset = as_items(dataset)
+        self.validation_dataset = None if validation_dataset is None else as_items(validation_dataset)
         self.max_minutes = max_minutes
-        self.learning_rate = learning_rate
-        self.lr_schedule = lr_schedule
-        self.warmup_steps = min(warmup_steps, num_train_steps // 10)
         self.batch_size = batch_size
         self.max_grad_norm = max_grad_norm
+        self.nonfinite = nonfinite
         self.save_results_every = save_results_every
         self.checkpoint_every = checkpoint_every
+        self.keep_last = keep_last
         self.num_samples = num_samples
+        self.log_every = log_every
+        self.seed = seed
+        self.dataloader_kwargs = dataloader_kwargs or {}
         self.sample_kwargs = sample_kwargs or {}
         self.checkpoints_folder = Path(checkpoints_folder)
         self.results_folder = Path(results_folder)
+        self.logs_folder = Path(logs_folder)
 
-        newest = newest_checkpoint(self.checkpoints_folder)
-        if resume and newest is None:
-            raise FileNotFoundError(f"nothing to resume: {self.checkpoints_folder} holds no checkpoint")
-        if newest is not None and not resume:
+        if not resume and (there := list_checkpoints(self.checkpoints_folder)):
             raise FileExistsError(
-                f"checkpoints_folder {self.checkpoints_folder} already holds {newest.name}: "
+                f"checkpoints_folder {self.checkpoints_folder} already holds {there[-1].name}: "
                 "resume = True goes on from there, another folder starts anew"
             )
+        newest = newest_checkpoint(self.checkpoints_folder) if resume else None
+        if resume and newest is None:
+            raise FileNotFoundError(f"nothing to resume: {self.checkpoints_folder} holds no whole checkpoint")
 
-        self.accelerator = Accelerator(**(accelerate_kwargs or {}))
-        optimizer = AdamW(model.parameters(), lr=learning_rate, **(dict(betas=(0.9, 0.99), weight_decay=0.0) | (adam_kwargs or {})))
-        # last images that do not make a full batch in each process are dropped, unless there are no others
-        enough = len(dataset) >= batch_size * self.accelerator.num_processes
-        loader = DataLoader(self.dataset, batch_size=batch_size, shuffle=True, drop_last=enough, **(dataloader_kwargs or {}))
-        self.model, self.optimizer, self.loader = self.accelerator.prepare(model, optimizer, loader)
-        self.ema = None
-        if self.is_main:
-            ema_defaults = dict(update_after_step=0, update_every=1, power=0.75, use_foreach=True)
-            # a copy of a model that is on its device already; the counters stay on the CPU, where reading them costs nothing
-            self.ema = EMA(self.unwrapped_model, include_online_model=False, **(ema_defaults | (ema_kwargs or {})))
+        self.accelerator = Accelerator(**dict(log_with=log_with, project_dir=str(logs_folder)) | (accelerate_kwargs or {}))
+        if self.accelerator.distributed_type == DistributedType.FSDP and not self.accelerator.is_fsdp2:
+            raise ValueError("FSDP needs fsdp_version = 2 in accelerate's configuration")
+        self.images_a_step = batch_size * self.accelerator.num_processes * self.accelerator.gradient_accumulation_steps
+        if num_epochs is not None:
+            num_train_steps = math.ceil(num_epochs * len(dataset) / self.images_a_step)
+        self.num_train_steps = 70_000 if num_train_steps is None else num_train_steps
+        self.learning_rate_at = partial(
+            learning_rate_at,
+            highest=learning_rate,
+            schedule=lr_schedule,
+            warmup_steps=min(warmup_steps, self.num_train_steps // 10),
+            num_steps=self.num_train_steps,
+        )
+
+        # each process has the average of what it has of the weights: all draw samples, and none waits for another that does
+        average = copy.deepcopy(model).requires_grad_(False)
+        if gradient_checkpointing:
+            if not hasattr(model, "checkpoint_gradients"):
+                raise ValueError(f"gradient_checkpointing needs a model with checkpoint_gradients(), got a {type(model).__name__}")
+            model.checkpoint_gradients()
+        adam_kwargs = dict(betas=(0.9, 0.99), weight_decay=0.02) | (adam_kwargs or {})
+        optimizer = AdamW(parameter_groups(model, adam_kwargs.pop("weight_decay")), lr=learning_rate, **adam_kwargs)
+        self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
+        self.unwrapped_model = model
+        if self.accelerator.is_fsdp2:
+            average = fsdp2_prepare_model(self.accelerator, average)
+            register_fsdp_forward_method(average, "sample")
+        ema_defaults = dict(update_after_step=0, update_every=1, power=0.75, use_foreach=True)
+        # its counters stay on the CPU, where reading them costs nothing
+        average = average.to(self.accelerator.device)
+        self.ema = EMA(model, ema_model=average, include_online_model=False, **(ema_defaults | (ema_kwargs or {})))
+
+        self._training = TrainingState(self.accelerator, self.model, model, self.optimizer.optimizer, self.ema, self.config)
         self.step = 0
+        self.images_seen = 0
+        self.skipped_steps = 0
+        self._random_state = None  # to go on with; none at the start
+        self._skips_in_a_row = 0
+        self._losses = RunningAverage()
+        self._best_loss = math.inf
+        self._deadline = math.inf
+        self._signals = StopSignals()
         if resume:
             self.load(newest)
 
@@ -160,86 +266,222 @@ class ImageTrainer:
     def is_main(self) -> bool:
         return self.accelerator.is_main_process
 
-    @property
-    def unwrapped_model(self) -> Module:
-        return self.accelerator.unwrap_model(self.model)
+    # the loop
 
     def __call__(self) -> None:
-        """Trains up to `num_train_steps`, or for `max_minutes`."""
-        deadline = math.inf if self.max_minutes is None else time.monotonic() + 60 * self.max_minutes
-        batches = self._batches()
-        images_a_step = self.batch_size * self.accelerator.num_processes * self.accelerator.gradient_accumulation_steps
-        average = RunningAverage()
-        with tqdm(total=self.num_train_steps, initial=self.step, desc="training", disable=not self.is_main) as bar:
-            last = self.step >= self.num_train_steps
-            while not last:
-                average.add(self._train_step(batches))
-                self.step += 1
-                bar.update()
-                last = self.step == self.num_train_steps or self._agree(time.monotonic() > deadline)
-                # reading the loss waits for the device: only as often as a person reads the bar
-                if last or self.step % 10 == 0:
-                    rate = bar.format_dict["rate"]
-                    speed = f"{rate * images_a_step:.0f}" if rate else "?"
-                    bar.set_postfix_str(f"loss {average.value():.4f}, {speed} images/s", refresh=False)
-                # first what must not be lost
-                if last or self.step % self.checkpoint_every == 0:
-                    self.save()
-                if last or self.step % self.save_results_every == 0:
-                    self.save_results()
+        """Trains up to `num_train_steps`, or for `max_minutes`.
 
-    def _agree(self, decision: bool) -> bool:
-        """The main process's decision, in all processes: those that go on would wait for ever for one that stopped."""
-        if self.max_minutes is None or self.accelerator.num_processes == 1:
-            return decision
-        return bool(broadcast(torch.tensor(int(decision), device=self.accelerator.device)))
+        Raises:
+            TrainingStopped: after a signal, when all is saved.
+            FloatingPointError: if a loss or gradient is not finite, and `nonfinite` says so.
+        """
+        if self.step >= self.num_train_steps:
+            return
+        self._start_random_numbers()
+        started, first_step = time.monotonic(), self.step
+        self._deadline = math.inf if self.max_minutes is None else started + 60 * self.max_minutes
+        with self._signals, self._log_open(), self._bar() as bar:
+            checkpoint, stopped = self._train(bar)
+        if stopped:
+            self._say(f"stopped after step {self.step} and saved as {checkpoint}: resume = True goes on from there")
+            raise TrainingStopped(self._signals.exit_code, self.step, checkpoint)
+        self._say(self._summary(time.monotonic() - started, self.step - first_step, checkpoint))
 
-    def learning_rate_at(self, step: int) -> float:
-        """The learning rate of a step, counted from 0."""
-        if step < self.warmup_steps:
-            return self.learning_rate * (step + 1) / self.warmup_steps
-        if self.lr_schedule == "constant":
-            return self.learning_rate
-        done = (step - self.warmup_steps) / max(self.num_train_steps - self.warmup_steps, 1)
-        return self.learning_rate * (0.5 + 0.5 * math.cos(math.pi * done))
-
-    def _batches(self) -> Iterator[dict[str, Tensor]]:
+    def _train(self, bar: tqdm) -> tuple[Path, bool]:
+        """The steps; gives the last checkpoint, and whether a signal ended them."""
+        batches = endless_batches(
+            self.dataset,
+            self.batch_size,
+            seed=self.seed,
+            start=self.images_seen,
+            process_index=self.accelerator.process_index,
+            num_processes=self.accelerator.num_processes,
+            **self.dataloader_kwargs,
+        )
+        seconds = []
         while True:
-            yield from self.loader
+            started = time.monotonic()
+            result = self._train_step(batches)
+            seconds.append(time.monotonic() - started)
+            self.step += 1
+            bar.update()
+            finished = self.step == self.num_train_steps or result.out_of_time
+            stopped = result.stop_wished and not finished
+            last = finished or stopped
+            is_spike = self._note_loss(result)
+            if last or is_spike or self.step % self.log_every == 0:
+                speed = self._log(result, seconds)
+                bar.set_postfix_str(f"loss {self._losses.average:.4f}, {speed:.0f} images/s", refresh=False)
+                seconds.clear()
+            # first what must not be lost
+            if last or self.step % self.checkpoint_every == 0:
+                checkpoint = self.save(validate=not stopped)
+            if finished or (self.step % self.save_results_every == 0 and not stopped):
+                self.save_results()
+            if last:
+                return checkpoint, stopped
 
-    def _train_step(self, batches: Iterator[dict[str, Tensor]]) -> Tensor:
+    def _start_random_numbers(self) -> None:
+        if self._random_state is not None:
+            set_random_state(self._random_state, self.accelerator.device)
+        elif self.step == 0:
+            set_seed(self.seed, device_specific=True)  # other noise in each process
+        self._random_state = None
+
+    def _train_step(self, batches: Iterator[dict[str, Tensor]]) -> Step:
         self.model.train()
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate_at(self.step)
         losses = []
         passes = self.accelerator.gradient_accumulation_steps
         for i in range(passes):
+            batch = self._batch = self._to_device(next(batches))
+            self.images_seen += self.batch_size * self.accelerator.num_processes
             # gradients are exchanged between processes only once, with the last pass
             with nullcontext() if i == passes - 1 else self.accelerator.no_sync(self.model):
-                batch = next(batches)
-                loss = self.model(batch.pop("images"), **batch)
+                loss = _loss(self.model, batch)
                 self.accelerator.backward(loss)
             losses.append(loss.detach())
-        self.accelerator.clip_grad_norm_(self.model.parameters(), self.max_grad_norm)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        if self.ema is not None:
+        norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.max_grad_norm)
+        result = self._agree(torch.stack(losses).mean(), norm)
+        if result.is_finite or self.accelerator.scaler is not None:
+            self.optimizer.step()
+        if result.is_finite and not self.accelerator.optimizer_step_was_skipped:
             self.ema.update()
-        return torch.stack(losses).mean()
+        self.optimizer.zero_grad()
+        self._heed_nonfinite(result)
+        return result
+
+    def _agree(self, loss: Tensor, norm: Tensor) -> Step:
+        """The same values and decisions in all processes: those that go on would wait for ever for one that does not."""
+        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        out_of_time = time.monotonic() > self._deadline
+        wishes = loss.new_tensor([out_of_time, self._signals.received is not None], dtype=torch.float32)
+        values = torch.cat((torch.stack((loss.float(), norm.float())), wishes))
+        loss, norm, out_of_time, stop_wished = self.accelerator.reduce(values, "mean").tolist()
+        return Step(loss, norm, out_of_time > 0, stop_wished > 0)
+
+    def _heed_nonfinite(self, result: Step) -> None:
+        if result.is_finite:
+            self._skips_in_a_row = 0
+            return
+        self.skipped_steps += 1
+        self._skips_in_a_row += 1
+        # the gradient scaler of fp16 looks for its scale so
+        is_search = math.isfinite(result.loss) and self.accelerator.scaler is not None
+        what = f"the loss {result.loss:g} and the gradient norm {result.gradient_norm:g}"
+        where = f"at step {self.step + 1}"
+        if self._skips_in_a_row > SKIPS_IN_A_ROW:
+            raise FloatingPointError(f"{what} are not finite {where}, as in {SKIPS_IN_A_ROW} steps before it")
+        if self.nonfinite == "stop" and not is_search:
+            raise FloatingPointError(
+                f"{what} are not finite {where}; the weights are still those of the step before. "
+                f"nonfinite = 'skip' leaves such steps out; a lower learning rate may avoid them"
+            )
+        if not is_search and self.is_main:
+            logger.warning("step %d is skipped: %s are not finite", self.step + 1, what)
+
+    def _to_device(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        return send_to_device(batch, self.accelerator.device, non_blocking=True)
+
+    # what is seen of it
+
+    def _bar(self) -> tqdm:
+        return tqdm(total=self.num_train_steps, initial=self.step, desc="training", disable=not self.is_main)
+
+    def _say(self, sentence: str) -> None:
+        if self.is_main:
+            tqdm.write(sentence, file=sys.stderr)
+
+    @contextmanager
+    def _log_open(self) -> Iterator[None]:
+        # entries that a run wrote after the checkpoint that this one goes on from are no part of it
+        init_kwargs = dict(tensorboard=dict(purge_step=self.step + 1)) if self.step else {}
+        self.accelerator.init_trackers("training", init_kwargs=init_kwargs)
+        for tracker in self.accelerator.trackers:
+            if tracker.name != "tensorboard":  # which would add another file for it
+                tracker.store_init_configuration(dict(self.config or {}, seed=self.seed, images_a_step=self.images_a_step))
+        try:
+            yield
+        finally:
+            for tracker in self.accelerator.trackers:
+                tracker.finish()
+            self.accelerator.trackers = []
+
+    def _note_loss(self, result: Step) -> bool:
+        """Adds a loss to the average; whether it lies far above it."""
+        is_spike = self._losses.is_spike(result.loss)
+        if is_spike and self.is_main:
+            logger.warning(
+                "the loss of step %d is %.4g, far above the average of %.4g; gradient norm %.4g",
+                self.step,
+                result.loss,
+                self._losses.average,
+                result.gradient_norm,
+            )
+        if math.isfinite(result.loss):
+            self._losses.add(result.loss)
+        return is_spike
+
+    def _log(self, result: Step, seconds: list[float]) -> float:
+        """Writes an entry of the log; gives the images a second."""
+        speed = self.images_a_step * len(seconds) / sum(seconds)
+        entry = dict(
+            loss=result.loss,
+            loss_average=self._losses.average,
+            gradient_norm=result.gradient_norm,
+            learning_rate=self.learning_rate_at(self.step - 1),
+            images_per_second=speed,
+            skipped_steps=self.skipped_steps,
+        )
+        if self.accelerator.trackers and self._utilization_by_speed:
+            entry["utilization"] = self._utilization_by_speed * speed
+        self.accelerator.log(entry, step=self.step)
+        return speed
+
+    @cached_property
+    def _utilization_by_speed(self) -> float:
+        """What an image a second uses of the devices' matrix-product rate; 0 where it cannot be told."""
+        device = self.accelerator.device
+        dtype = dict(bf16=torch.bfloat16, fp16=torch.float16).get(self.accelerator.mixed_precision, torch.float32)
+        try:
+            with kept_random_state(device), self.accelerator.autocast():
+                flops = training_flops(self.unwrapped_model, partial(_loss, batch=self._batch))
+            return flops / self.batch_size / matmul_rate(device, dtype) / self.accelerator.num_processes
+        except Exception as error:  # no reason to end a training
+            logger.warning("the utilization is not logged, it cannot be measured: %r", error)
+            return 0.0
+
+    def _summary(self, seconds: float, steps: int, checkpoint: Path) -> str:
+        speed = steps * self.images_a_step / seconds
+        parts = [
+            f"{steps:,} steps in {tqdm.format_interval(seconds)}",
+            f"{speed:.0f} images/s with all that was saved and drawn",
+            f"loss {self._losses.average:.4f}",
+        ]
+        if self._best_loss < math.inf:
+            parts.append(f"validation loss {self._validation_loss:.4f}, at best {self._best_loss:.4f}")
+        if self.skipped_steps:
+            parts.append(f"{self.skipped_steps} steps skipped")
+        return f"{', '.join(parts)}; {checkpoint}"
 
     # grids of samples
 
     def save_results(self) -> None:
-        """Draws a grid of samples with the averaged weights, into `results_folder`."""
+        """Draws a grid of samples with the averaged weights, into `results_folder`. All processes must call it: they share it."""
+        conditions, columns, row_names = self._grid_layout
+        count = len(next(iter(conditions.values()))) if conditions else self.num_samples
+        device, process = self.accelerator.device, self.accelerator.process_index
+        share = math.ceil(count / self.accelerator.num_processes)
+        own = torch.arange(process * share, (process + 1) * share).clamp(max=count - 1)  # the same number in each, to be gathered
+        kwargs = {name: given[own].to(device) for name, given in conditions.items()} | self.sample_kwargs
+        # a training that missed a grid must not go on otherwise than one that did not
+        with kept_random_state(device), torch.no_grad():
+            generator = torch.Generator(device).manual_seed(process)
+            images = self.ema.ema_model.sample(batch_size=share, generator=generator, **kwargs)
+        images = self.accelerator.gather(images.contiguous())[:count]
         if self.is_main:
-            generator = torch.Generator(self.accelerator.device).manual_seed(0)
-            conditions, columns, row_names = self._grid_layout
-            count = len(next(iter(conditions.values()))) if conditions else self.num_samples
-            kwargs = {name: given.to(self.accelerator.device) for name, given in conditions.items()} | self.sample_kwargs
-            with torch.no_grad():
-                images = self.ema.ema_model.sample(batch_size=count, generator=generator, **kwargs)
             save_image_grid(images, self.results_folder / f"results.{self.step}.png", columns, row_names)
-        self.accelerator.wait_for_everyone()
 
     @cached_property
     def _grid_layout(self) -> tuple[dict[str, Tensor], int | None, list[str] | None]:
@@ -257,52 +499,84 @@ class ImageTrainer:
 
     def _conditions_of_first(self, count: int) -> dict[str, Tensor]:
         """Labels and vectors of the first items of the dataset."""
-        with torch.random.fork_rng(devices=[]):  # augmentations draw random numbers: the training's are not to change
+        with kept_random_state(torch.device("cpu")):  # augmentations draw random numbers: the training's are not to change
             items = [self.dataset[i] for i in range(min(count, len(self.dataset)))]
         return default_collate([{name: part for name, part in item.items() if name != "images"} for item in items])
 
+    # validation
+
+    @torch.no_grad()
+    def validate(self) -> float:
+        """The averaged weights' loss on the whole validation dataset. All processes must call it; they share the work.
+
+        The noise, and what the dataset draws at random, are the same at each call: so the losses compare.
+        """
+        device, processes = self.accelerator.device, self.accelerator.num_processes
+        length = len(self.validation_dataset)
+        if self.accelerator.is_fsdp2:  # the parts of a sharded model work together: as many batches in each process
+            length = max(length // processes * processes, processes)
+        items = [i % len(self.validation_dataset) for i in range(self.accelerator.process_index, length, processes)]
+        total, count = torch.zeros((), device=device), 0
+        model = self.ema.ema_model
+        with kept_random_state(device), evaluating(list(model.modules())):
+            set_seed(self.seed, device_specific=True)
+            for batch in batches_of(self.validation_dataset, items, self.batch_size, **self.dataloader_kwargs):
+                with self.accelerator.autocast():
+                    total += len(batch["images"]) * _loss(model, self._to_device(batch)).float()
+                count += len(batch["images"])
+        total, count = self.accelerator.reduce(torch.stack((total, torch.full_like(total, count))), "sum").tolist()
+        return total / count
+
     # checkpoints
 
-    def save(self) -> Path:
-        """Writes `checkpoint.STEP` into `checkpoints_folder`, whole or not at all."""
-        folder = self.checkpoints_folder / f"checkpoint.{self.step}"
+    def save(self, validate: bool = True) -> Path:
+        """Writes `checkpoint.STEP` into `checkpoints_folder`, whole or not at all. All processes must call it; the main one writes.
+
+        Args:
+            validate: compute the validation loss first, if there is a validation dataset.
+
+        Raises:
+            OSError: if it cannot be written; what was saved before is untouched.
+        """
+        validation_loss = None
+        if validate and self.validation_dataset is not None:
+            self._validation_loss = validation_loss = self.validate()
+            self._best_loss = min(self._best_loss, validation_loss)
+            self.accelerator.log(dict(validation_loss=validation_loss), step=self.step)
+        write = self._training.collect(
+            images_seen=self.images_seen,
+            skipped_steps=self.skipped_steps,
+            best_loss=self._best_loss,
+            losses=vars(self._losses),
+            random_states=gather_object([random_state(self.accelerator.device)]),
+        )
         if self.is_main:
-            partial = folder.with_name(f"{folder.name}.partial")
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir(parents=True)
-            save_model(self.ema.ema_model, str(partial / "model.safetensors"))
-            if self.config is not None:
-                (partial / "config.json").write_text(json.dumps(self.config, indent=2, sort_keys=True))
-            torch.save(
-                dict(
-                    step=self.step,
-                    model=self.unwrapped_model.state_dict(),
-                    ema_step=self.ema.step,
-                    optimizer=self.optimizer.state_dict()["state"],
-                ),
-                partial / "training.pt",
-            )
-            replaced = folder.with_name(f"{folder.name}.replaced")
-            if folder.exists():  # written before by a run that went on from an older checkpoint: kept until the new one is in place
-                shutil.rmtree(replaced, ignore_errors=True)
-                os.replace(folder, replaced)
-            os.replace(partial, folder)
-            shutil.rmtree(replaced, ignore_errors=True)
+            write_checkpoint(self.checkpoints_folder, self.step, write, validation_loss=validation_loss)
+            if self.keep_last is not None:
+                remove_old_checkpoints(self.checkpoints_folder, self.keep_last, up_to=self.step)
         self.accelerator.wait_for_everyone()
-        return folder
+        return self.checkpoints_folder / f"checkpoint.{self.step}"
 
     def load(self, folder: str | Path) -> None:
-        """Takes up the training where the checkpoint in `folder` left it."""
-        folder = Path(folder)
-        state = torch.load(folder / "training.pt", map_location=self.accelerator.device, weights_only=True)
-        self.unwrapped_model.load_state_dict(state["model"])
-        # the moments of the gradients; rates and the like are this trainer's own, which may be others than when it was saved
-        self.optimizer.load_state_dict(self.optimizer.state_dict() | dict(state=state["optimizer"]))
-        if self.ema is not None:
-            load_model(self.ema.ema_model, str(folder / "model.safetensors"))
-            self.ema.step.copy_(state["ema_step"])
-            self.ema.initted.fill_(True)
-        self.step = state["step"]
+        """Takes up the training where the checkpoint in `folder` left it.
+
+        Raises:
+            ValueError: if its state of the training holds anything but tensors and plain values.
+        """
+        progress = self._training.load(Path(folder))
+        self.step = step_of(Path(folder))
+        self.images_seen = progress["images_seen"]
+        self.skipped_steps = progress["skipped_steps"]
+        self._best_loss = progress["best_loss"]
+        self._losses = RunningAverage(**progress["losses"])
+        states = progress["random_states"]
+        if len(states) == self.accelerator.num_processes:
+            self._random_state = states[self.accelerator.process_index]
+        else:
+            self._say(f"saved by {len(states)} processes, resumed by {self.accelerator.num_processes}: the noise will be another")
+            with kept_random_state(self.accelerator.device):
+                set_seed(self.seed + self.step, device_specific=True)
+                self._random_state = random_state(self.accelerator.device)
 
 
 def best_precision() -> str:
@@ -314,73 +588,13 @@ def best_precision() -> str:
     return "bf16" if has_instructions() else "no"
 
 
-class RunningAverage:
-    """An average of the last hundred or so numbers, held on their device."""
-
-    def __init__(self):
-        self.count = 0
-        self.average = 0.0
-
-    def add(self, number: Tensor) -> None:
-        self.count += 1
-        self.average = self.average + (number - self.average) / min(self.count, 100)
-
-    def value(self) -> float:
-        return float(self.average)
+def _loss(model: Module, batch: dict[str, Tensor]) -> Tensor:
+    conditions = {name: part for name, part in batch.items() if name != "images"}
+    return model(batch["images"], **conditions)
 
 
-def newest_checkpoint(folder: str | Path) -> Path | None:
-    """The checkpoint with the most steps in a folder of checkpoints, None where there is none."""
-    folder = Path(folder)
-    matches = [CHECKPOINT.fullmatch(path.name) for path in folder.iterdir()] if folder.is_dir() else []
-    steps = [int(match[1]) for match in matches if match]
-    return folder / f"checkpoint.{max(steps)}" if steps else None
-
-
-def labels_by_row(num_classes: int, count: int) -> tuple[Tensor, int]:
-    """Labels of at least `count` images, a class a row, and the number of columns; of more classes than `count` some, evenly."""
-    rows = min(num_classes, count)
-    columns = math.ceil(count / rows)
-    labels = torch.arange(rows) * num_classes // rows
-    return labels.repeat_interleave(columns), columns
-
-
-def save_image_grid(images: Tensor, path: str | Path, columns: int | None = None, row_names: Sequence[str] | None = None) -> None:
-    """Writes images (b c h w) in [0, 1] as one PNG picture, small ones enlarged so that they can be seen.
-
-    Args:
-        images: of more than 4 channels the first three are shown.
-        columns: images in a row; by default as many as make the grid about square.
-        row_names: written beside the rows.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    enlarge = max(1, round(48 / max(images.shape[-2:])))
-    images = images[:, :3] if images.shape[1] > 4 else images
-    images = images.float().repeat_interleave(enlarge, dim=-2).repeat_interleave(enlarge, dim=-1)
-    grid = make_grid(images, nrow=columns or math.ceil(math.sqrt(len(images))), padding=GRID_PADDING)
-    picture = to_pil_image(grid.mul(255).add(0.5).clamp(0, 255).byte().cpu())
-    if row_names is not None:
-        picture = _with_row_names(picture, row_names, images.shape[-2] + GRID_PADDING)
-    partial = path.with_name(f"{path.name}.partial")
-    picture.save(partial, format="png")
-    os.replace(partial, path)
-
-
-def _with_row_names(picture: Image.Image, names: Sequence[str], row_height: int) -> Image.Image:
-    font = ImageFont.load_default(size=max(10, min(16, row_height // 2)))
-    margin = round(max(font.getlength(name) for name in names)) + 2 * ROW_NAME_MARGIN
-    wide = Image.new(picture.mode, (margin + picture.width, picture.height), "black")
-    wide.paste(picture, (margin, 0))
-    draw = ImageDraw.Draw(wide)
-    for i, name in enumerate(names):
-        draw.text((ROW_NAME_MARGIN, GRID_PADDING + (i + 0.5) * row_height), name, fill="white", font=font, anchor="lm")
-    return wide
-
-
-def save_image_files(images: Tensor, folder: str | Path) -> None:
-    """Writes images (b c h w) in [0, 1] into `folder`, each as a PNG file named after its number."""
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    for i, image in enumerate(images.float()):
-        to_pil_image(image.mul(255).round().byte()).save(folder / f"{i:05}.png")
+def _check_dataset(name: str, dataset: Dataset) -> None:
+    if not hasattr(dataset, "__len__"):
+        raise TypeError(f"{name} must have a length and give items by their index, got a {type(dataset).__name__}")
+    if len(dataset) < 1:
+        raise ValueError(f"{name} holds no image")

@@ -2,6 +2,8 @@ import sys
 
 import pytest
 import torch
+from helpers import reset_accelerate
+from PIL import Image
 
 # the networks here are so small that a second thread costs more than it gives
 torch.set_num_threads(1)
@@ -14,10 +16,15 @@ def seed():
 
 @pytest.fixture(autouse=True)
 def fresh_accelerate():
-    """accelerate keeps device and precision of a process's first training for all later ones."""
     yield
     if "accelerate" in sys.modules:
-        from accelerate.state import AcceleratorState, GradientState
+        reset_accelerate()
 
-        AcceleratorState._reset_state(reset_partial_state=True)
-        GradientState._reset_state()
+
+@pytest.fixture
+def class_folders(tmp_path):
+    """Images of two classes, one of them with a folder within."""
+    for i, path in enumerate(("tulip/b.png", "rose/a.png", "rose/more/c.png", "tulip/a.png")):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (9, 8), (60 * i, 0, 0)).save(tmp_path / path)
+    return tmp_path

@@ -27,6 +27,14 @@ def record_steps(monkeypatch, backbone: Module) -> list[int]:
     return sizes
 
 
+def reset_accelerate() -> None:
+    """accelerate keeps device, precision and compiler of a process's first training for all later ones: not from here on."""
+    from accelerate.state import AcceleratorState, GradientState
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+
+
 class FormulaNet(Module):
     """Stands in for the denoiser of a head: a formula of the noised token, the time and the condition (of width 1)."""
 

@@ -5,10 +5,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder
 
 from autoregressive_diffusion_pytorch import ImageDataset
-from autoregressive_diffusion_pytorch.image_dataset import TrainingItems, digits
+from autoregressive_diffusion_pytorch.image_dataset import DamagedImageError, digits, read_image
 
 # one colour a corner: top left red, top right green, bottom left blue, bottom right white
 CORNERS = np.array([[[255, 0, 0], [0, 255, 0]], [[0, 0, 255], [255, 255, 255]]], dtype=np.uint8).repeat(8, 0).repeat(8, 1)
@@ -264,15 +265,6 @@ def test_a_folder_of_nothing_but_damage(tmp_path):
         ImageDataset(tmp_path, 8, skip_damaged=True)
 
 
-@pytest.fixture
-def class_folders(tmp_path):
-    """Images of two classes, one of them with a folder within."""
-    for i, path in enumerate(("tulip/b.png", "rose/a.png", "rose/more/c.png", "tulip/a.png")):
-        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (9, 8), (60 * i, 0, 0)).save(tmp_path / path)
-    return tmp_path
-
-
 def test_labels_are_those_of_torchvision(class_folders):
     dataset = ImageDataset(class_folders, 8, labels_from_folders=True)
     theirs = ImageFolder(class_folders)
@@ -311,83 +303,73 @@ def test_folders_that_are_no_classes(class_folders, tmp_path):
         ImageDataset(class_folders, 8, labels_from_folders=True)
 
 
-TENSOR = torch.rand(3, 4, 6)
-PICTURE = Image.new("RGBA", (12, 9), (255, 0, 0, 255))
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_cache_gives_the_same_images_without_their_files(tmp_path, num_workers):
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 9, 11, 3), dtype=np.uint8)
+    for i, image in enumerate(pixels):
+        Image.fromarray(image).save(tmp_path / f"{i}.png")
+    expected = list(ImageDataset(tmp_path, 8))
+    dataset = ImageDataset(tmp_path, 8, cache_in_memory=True)
+    first, second = (list(DataLoader(dataset, batch_size=None, num_workers=num_workers)) for _ in range(2))
+    for path in tmp_path.iterdir():
+        path.write_bytes(b"")  # from here on only the cache knows them, also what other processes read
+    for images in (first, second, list(dataset)):
+        for image, original in zip(images, expected, strict=True):
+            assert torch.equal(image, original)
+    with pytest.raises(DamagedImageError):
+        ImageDataset(tmp_path, 8)[0]
 
 
-@pytest.mark.parametrize(
-    ("item", "expected"),
-    [
-        (TENSOR, dict(images=TENSOR)),
-        ((TENSOR,), dict(images=TENSOR)),
-        ((TENSOR, 2), dict(images=TENSOR, labels=2)),
-        ([TENSOR, 2], dict(images=TENSOR, labels=2)),
-        (dict(image=TENSOR, label=2, id="a"), dict(images=TENSOR, labels=2)),
-        (dict(images=TENSOR, labels=2), dict(images=TENSOR, labels=2)),
-        (dict(img=TENSOR), dict(images=TENSOR)),
-        (dict(pixel_values=TENSOR, cond=TENSOR[0], cond_mask=None), dict(images=TENSOR, cond=TENSOR[0])),
-        ((torch.full((3, 4, 6), 255, dtype=torch.uint8), 0), dict(images=torch.ones(3, 4, 6), labels=0)),
-        (PICTURE, dict(images=torch.tensor([1.0, 0, 0]).view(3, 1, 1).expand(3, 4, 6))),
-        (dict(image=PICTURE, label=1), dict(images=torch.tensor([1.0, 0, 0]).view(3, 1, 1).expand(3, 4, 6), labels=1)),
-    ],
-)
-def test_items_of_many_kinds(item, expected):
-    items = TrainingItems([item], (4, 6), 3)
-    assert len(items) == 1
-    assert items[0].keys() == expected.keys()
-    for name, part in expected.items():
-        assert torch.equal(items[0][name], part) if isinstance(part, torch.Tensor) else items[0][name] == part
+def test_a_cached_image_is_flipped_anew_and_keeps_its_label(class_folders):
+    dataset = ImageDataset(class_folders, 8, cache_in_memory=True, labels_from_folders=True, augment_horizontal_flip=True)
+    plain = ImageDataset(class_folders, 8, labels_from_folders=True)
+    seen = [dataset[0] for _ in range(64)]
+    assert {label for _, label in seen} == {plain[0][1]}
+    image = plain[0][0]
+    assert all(torch.equal(other, image) or torch.equal(other, image.flip(-1)) for other, _ in seen)
 
 
-@pytest.mark.parametrize(
-    ("item", "message"),
-    [
-        ("a.png", "got an item of type str"),
-        ((TENSOR, 1, 2), "got an item of type tuple"),
-        (dict(photo=TENSOR, label=1), "got an item with the keys 'photo', 'label'"),
-        (np.zeros((4, 6, 3)), "got an item of type ndarray"),
-    ],
-)
-def test_items_that_hold_no_image(item, message):
-    with pytest.raises(TypeError, match=f"dataset must give images .*{message}"):
-        TrainingItems([item], (4, 6), 3)[0]
+def _mutated(data: bytes, random: np.random.Generator) -> bytes:
+    """A file with some of its bytes changed, cut off, taken out or filled in."""
+    data = bytearray(data)
+    kind = random.integers(4)
+    start = int(random.integers(len(data)))
+    length = int(random.integers(1, 1 + len(data) // 4))
+    if kind == 0:
+        del data[start:]
+    elif kind == 1:
+        for i in random.integers(len(data), size=random.integers(1, 64)):
+            data[i] = random.integers(256)
+    elif kind == 2:
+        del data[start : start + length]
+    else:
+        data[start:start] = random.bytes(length)
+    return bytes(data)
 
 
-def test_a_picture_needs_a_size_to_be_brought_to():
-    with pytest.raises(TypeError, match="got an item of type Image"):
-        TrainingItems([PICTURE])[0]
-
-
-def test_sizes_of_models_of_all_kinds():
-    assert TrainingItems([PICTURE], 4, 3)[0]["images"].shape == (3, 4, 4)
-    with pytest.raises(TypeError, match="got an item of type Image"):
-        TrainingItems([PICTURE], 4)[0]
-
-
-def test_vectors_that_are_lists():
-    item = TrainingItems([dict(image=TENSOR, cond=[[0.5, 1.0]], cond_mask=[True])])[0]
-    assert item["cond"].tolist() == [[0.5, 1.0]]
-    assert item["cond_mask"].dtype == torch.bool
-    with pytest.raises(TypeError, match="labels must be a tensor, or numbers that make one, got 'rose'"):
-        TrainingItems([(TENSOR, "rose")])[0]
-
-
-class Attributed(list):
-    """A dataset with attributes that only look like those of others."""
-
-
-@pytest.mark.parametrize("attributes", [dict(features=torch.randn(3)), dict(classes=2), dict(features={}, classes=None)])
-def test_other_attributes_are_no_names_of_classes(attributes):
-    dataset = Attributed([TENSOR])
-    vars(dataset).update(attributes)
-    assert TrainingItems(dataset).classes is None
-
-
-def test_names_of_the_classes(class_folders):
-    assert TrainingItems([TENSOR]).classes is None
-    assert TrainingItems(ImageFolder(class_folders)).classes == ["rose", "tulip"]
-    assert TrainingItems(ImageDataset(class_folders, 8, labels_from_folders=True)).classes == ["rose", "tulip"]
-    assert TrainingItems(ImageDataset(class_folders, 8)).classes is None
+@pytest.mark.parametrize("ending", ["jpg", "png", "tif", "webp", "bmp"])
+def test_malformed_files_are_named_or_read_as_pillow_does(tmp_path, ending):
+    random = np.random.default_rng(0)
+    picture = Image.fromarray(np.linspace(0, 255, 24 * 20 * 3, dtype=np.uint8).reshape(24, 20, 3))
+    picture.save(tmp_path / f"whole.{ending}")
+    original = (tmp_path / f"whole.{ending}").read_bytes()
+    path = tmp_path / f"mutated.{ending}"
+    faults = []
+    for _ in range(40):
+        path.write_bytes(_mutated(original, random))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of Pillow's, on odd metadata
+            try:
+                image = read_image(path, (24, 20), 3)
+            except DamagedImageError as error:
+                faults.append(str(error))
+            else:  # damage that the format itself cannot tell, such as another colour
+                with Image.open(path) as opened:
+                    opened.load()  # raises nothing
+                assert image.shape == (3, 24, 20)
+                assert 0 <= image.min() <= image.max() <= 1
+    assert faults
+    assert all(str(path) in fault for fault in faults)
 
 
 def test_digits():

@@ -1,14 +1,22 @@
 import copy
+import math
 import os
+import random
+import re
+import resource
+import shutil
+import signal
 import subprocess
 import sys
 import time
-from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
+from accelerate.tracking import GeneralTracker
+from helpers import reset_accelerate
 from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.data import TensorDataset
 
 from autoregressive_diffusion_pytorch import (
@@ -18,7 +26,8 @@ from autoregressive_diffusion_pytorch import (
     ImageTrainer,
     image_trainer,
 )
-from autoregressive_diffusion_pytorch.image_trainer import labels_by_row, newest_checkpoint, save_image_files, save_image_grid
+from autoregressive_diffusion_pytorch.checkpoints import best_checkpoint, check_checkpoint, read_manifest, write_checkpoint
+from autoregressive_diffusion_pytorch.image_trainer import TrainingStopped
 
 SMALL = dict(dim=16, depth=1, heads=2, dim_head=8, mlp_depth=1, mlp_width=16)
 
@@ -47,6 +56,7 @@ def make_trainer(folder, model=None, images=None, **kwargs):
         batch_size=2,
         checkpoints_folder=folder / "checkpoints",
         results_folder=folder / "results",
+        logs_folder=folder / "logs",
         num_samples=4,
         accelerate_kwargs=dict(cpu=True),
     )
@@ -67,7 +77,8 @@ def test_writes_grids_and_checkpoints_that_load(model_class, tmp_path):
     trainer()
     assert names(tmp_path / "results") == ["results.2.png", "results.4.png", "results.5.png"]
     assert names(tmp_path / "checkpoints") == ["checkpoint.3", "checkpoint.5"]
-    assert names(tmp_path / "checkpoints" / "checkpoint.5") == ["config.json", "model.safetensors", "training.pt"]
+    files = ["config.json", "manifest.json", "model.safetensors", "online.safetensors", "training.pt"]
+    assert names(tmp_path / "checkpoints" / "checkpoint.5") == files
 
     loaded = model_class.from_pretrained(tmp_path / "checkpoints" / "checkpoint.5")
     for name, value in loaded.state_dict().items():
@@ -79,33 +90,42 @@ def test_trains_anything_with_a_loss_and_a_sample(tmp_path):
     trainer = make_trainer(tmp_path, Constant(), images, num_train_steps=300, learning_rate=0.03, batch_size=16)
     trainer()
     torch.testing.assert_close(trainer.unwrapped_model.mean.detach(), images.mean(dim=0), rtol=0, atol=0.05)
-    assert names(tmp_path / "checkpoints" / "checkpoint.300") == ["model.safetensors", "training.pt"]
+    files = ["manifest.json", "model.safetensors", "online.safetensors", "training.pt"]
+    assert names(tmp_path / "checkpoints" / "checkpoint.300") == files
 
 
-def test_shows_a_bar_with_loss_and_speed_and_no_line_a_step(tmp_path, capsys):
-    make_trainer(tmp_path, Constant(), num_train_steps=200)()
+def test_shows_a_bar_with_loss_and_speed_a_summary_and_no_line_a_step(tmp_path, capsys):
+    make_trainer(tmp_path, Constant(), num_train_steps=200, validation_dataset=torch.rand(3, 1, 4, 4))()
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert captured.err.count("\n") == 1
-    assert "200/200" in captured.err
-    assert "loss 0." in captured.err
-    assert "images/s" in captured.err
+    bar, summary = captured.err.strip().split("\n")
+    assert "200/200" in bar
+    assert "loss 0." in bar
+    assert "images/s" in bar
+    assert re.fullmatch(
+        r"200 steps in [\d:]+, \d+ images/s with all that was saved and drawn, loss \d\.\d+, "
+        r"validation loss \d\.\d+, at best \d\.\d+; .*checkpoint\.200",
+        summary,
+    )
 
 
-def test_learning_rate_warms_up_and_falls(tmp_path):
-    def rates(**kwargs):
-        trainer = make_trainer(tmp_path, Constant(), num_train_steps=100, learning_rate=1.0, **kwargs)
-        return [trainer.learning_rate_at(step) for step in range(100)]
+def test_a_short_run_does_not_spend_itself_on_warming_up(tmp_path):
+    settings = dict(num_train_steps=100, learning_rate=1.0, lr_schedule="cosine")
+    trainer = make_trainer(tmp_path, Constant(), warmup_steps=500, **settings)
+    assert trainer.learning_rate_at(8) == pytest.approx(0.9)
+    assert trainer.learning_rate_at(10) == 1.0
+    assert trainer.learning_rate_at(99) < 0.001
+    assert make_trainer(tmp_path, Constant(), warmup_steps=4, **settings).learning_rate_at(4) == 1.0
 
-    cosine = rates(warmup_steps=10, lr_schedule="cosine")
-    assert cosine[:10] == pytest.approx([0.1 * i for i in range(1, 11)])
-    assert cosine[10] == 1.0
-    assert cosine[55] == pytest.approx(0.5)
-    assert cosine[99] < 0.001
-    assert all(a >= b for a, b in pairwise(cosine[10:]))
-    assert rates(warmup_steps=0) == [1.0] * 100
-    # a short run does not spend itself on warming up
-    assert rates(warmup_steps=500)[10] == 1.0
+
+def test_steps_of_epochs(tmp_path):
+    accelerate_kwargs = dict(cpu=True, gradient_accumulation_steps=2)
+    settings = dict(num_train_steps=None, batch_size=2, accelerate_kwargs=accelerate_kwargs)
+    assert make_trainer(tmp_path, Constant(), torch.rand(10, 1, 4, 4), num_epochs=3, **settings).num_train_steps == 8
+    assert make_trainer(tmp_path, Constant(), num_epochs=0.1, **settings).num_train_steps == 1
+    assert make_trainer(tmp_path, Constant(), **settings).num_train_steps == 70_000
+    with pytest.raises(ValueError, match="num_train_steps and num_epochs exclude each other, got 5 and 3"):
+        make_trainer(tmp_path, Constant(), num_epochs=3, num_train_steps=5)
 
 
 def test_the_average_of_a_short_run_is_near_its_weights(tmp_path):
@@ -141,34 +161,389 @@ def test_ends_in_time_with_grid_and_checkpoint(tmp_path):
     assert names(tmp_path / "results") == [f"results.{trainer.step}.png"]
 
 
-def test_resumes_from_the_newest_checkpoint(tmp_path):
-    images = torch.rand(8, 1, 4, 4)
-    # all images in a batch, so that the order of the data does not count
-    # a learning rate so large that each step depends on those before it
-    settings = dict(images=images, batch_size=8, num_train_steps=6, checkpoint_every=2, learning_rate=0.5)
-    model = Constant()
+class Augmented(torch.utils.data.Dataset):
+    """Labelled images with random numbers of all kinds in them."""
+
+    def __init__(self):
+        self.images = torch.rand(10, 1, 4, 4)
+
+    def __len__(self):
+        return 10
+
+    def __getitem__(self, index):
+        shift = torch.rand(()) + random.random() + np.random.rand()
+        return (self.images[index] + 0.1 * shift).clamp(0, 1), index % 3
+
+
+def stop_after(step, trainer):
+    """Lets a trainer get a signal while it makes a step."""
+    train_step = trainer._train_step
+
+    def stopping(batches):
+        if trainer.step == step - 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return train_step(batches)
+
+    trainer._train_step = stopping
+    return trainer
+
+
+def same_bits(first, second):
+    """Two trainers hold the same, to the last bit."""
+
+    def tensors(trainer):
+        yield from trainer.unwrapped_model.state_dict().items()
+        yield from trainer.ema.state_dict().items()
+        for i, state in trainer.optimizer.state_dict()["state"].items():
+            yield from ((f"{name} {i}", value) for name, value in state.items())
+
+    return all(
+        name == other and torch.equal(value, other_value)
+        for (name, value), (other, other_value) in zip(tensors(first), tensors(second), strict=True)
+    )
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_resumed_run_ends_with_the_bits_of_one_that_never_stopped(tmp_path, num_workers):
+    # labels that are dropped at random, layers that are by Python's random numbers, augmentation, a validation, grids on the way
+    model = small_model(num_classes=3, decoder_kwargs=dict(layer_dropout=0.2, attn_dropout=0.1))
+    dataset = Augmented()
+    settings = dict(
+        images=dataset,
+        batch_size=3,
+        num_train_steps=11,
+        checkpoint_every=4,
+        save_results_every=3,
+        validation_dataset=dataset,
+        learning_rate=0.01,
+        lr_schedule="cosine",
+        accelerate_kwargs=dict(cpu=True, gradient_accumulation_steps=2),
+        dataloader_kwargs=dict(num_workers=num_workers),
+    )
     whole = make_trainer(tmp_path / "whole", copy.deepcopy(model), **settings)
     whole()
 
-    first = make_trainer(tmp_path / "parts", copy.deepcopy(model), **settings)
-    first.save_results = lambda: None
-    first._train_step = interrupt_after(4, first._train_step)
-    with pytest.raises(KeyboardInterrupt):
-        first()
-    second = make_trainer(tmp_path / "parts", Constant(), resume=True, **settings)
-    assert second.step == 4
-    second()
+    parts = tmp_path / "parts"
+    with pytest.raises(TrainingStopped):
+        stop_after(2, make_trainer(parts, copy.deepcopy(model), **settings))()
+    torch.rand(5)
+    with pytest.raises(TrainingStopped):
+        stop_after(9, make_trainer(parts, small_model(num_classes=3, **model_kwargs(model)), resume=True, **settings))()
+    assert names(parts / "checkpoints") == ["checkpoint.4", "checkpoint.8", "checkpoint.9"]
+    shutil.rmtree(parts / "checkpoints" / "checkpoint.9")  # as if the machine had failed before
+    last = make_trainer(parts, small_model(num_classes=3, **model_kwargs(model)), resume=True, **settings)
+    assert last.step == 8
+    last()
+    assert same_bits(last, whole)
+    assert last._losses == whole._losses
+    grids = [(tmp_path / run / "results" / "results.11.png").read_bytes() for run in ("whole", "parts")]
+    assert grids[0] == grids[1]
+    losses = [read_manifest(tmp_path / run / "checkpoints" / "checkpoint.11")["validation_loss"] for run in ("whole", "parts")]
+    assert losses[0] == losses[1]
 
-    for part in ("unwrapped_model", "ema"):
-        expected, found = getattr(whole, part).state_dict(), getattr(second, part).state_dict()
-        assert expected.keys() == found.keys()
-        for name in expected:
-            torch.testing.assert_close(found[name], expected[name], rtol=0, atol=1e-6)
-    assert second.optimizer.param_groups[0]["lr"] == whole.optimizer.param_groups[0]["lr"]
-    # a new learning rate is heeded
-    third = make_trainer(tmp_path / "parts", Constant(), resume=True, **(settings | dict(num_train_steps=7, learning_rate=1e-5)))
-    third()
-    assert third.optimizer.param_groups[0]["lr"] == 1e-5
+
+def model_kwargs(model):
+    return dict(decoder_kwargs=model.config["model"]["decoder_kwargs"])
+
+
+def test_a_resumed_run_heeds_new_settings(tmp_path):
+    settings = dict(num_train_steps=4, learning_rate=0.1, adam_kwargs=dict(betas=(0.5, 0.6)))
+    make_trainer(tmp_path, **settings)()
+    again = dict(num_train_steps=5, learning_rate=1e-5, adam_kwargs=dict(betas=(0.7, 0.8), weight_decay=0.3))
+    trainer = make_trainer(tmp_path, resume=True, **again)
+    trainer()
+    assert trainer.step == 5
+    decaying, others = trainer.optimizer.param_groups
+    assert [group["lr"] for group in (decaying, others)] == [1e-5, 1e-5]
+    assert (decaying["betas"], decaying["weight_decay"], others["weight_decay"]) == ((0.7, 0.8), 0.3, 0.0)
+
+
+def test_the_seed_makes_the_run(tmp_path):
+    model = small_model()
+    first, second, third = (
+        make_trainer(tmp_path / str(i), copy.deepcopy(model), Augmented().images, seed=seed) for i, seed in enumerate((3, 3, 4))
+    )
+    for trainer in (first, second, third):
+        trainer.dataset = first.dataset
+        trainer()
+        torch.rand(3)
+    assert same_bits(first, second)
+    assert not same_bits(first, third)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(tmp_path, capsys, number, code):
+    class Interrupted(Constant):
+        def forward(self, images):
+            os.kill(os.getpid(), number)
+            return super().forward(images)
+
+    trainer = make_trainer(tmp_path, Interrupted(), validation_dataset=torch.rand(3, 1, 4, 4))
+    with pytest.raises(TrainingStopped) as stopped:
+        trainer()
+    assert (stopped.value.code, stopped.value.step) == (code, 1)
+    assert stopped.value.checkpoint == tmp_path / "checkpoints" / "checkpoint.1"
+    check_checkpoint(stopped.value.checkpoint)
+    assert not (tmp_path / "results").exists()  # there may be little time
+    assert f"stopped after step 1 and saved as {stopped.value.checkpoint}: resume = True goes on" in capsys.readouterr().err
+    make_trainer(tmp_path, Constant(), resume=True)()
+
+
+def test_a_signal_at_the_last_step_is_none(tmp_path):
+    trainer = make_trainer(tmp_path)
+    stop_after(4, trainer)()
+    assert names(tmp_path / "results") == ["results.4.png"]
+
+
+def test_resuming_needs_a_checkpoint_and_starting_anew_an_empty_folder(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"nothing to resume: .*checkpoints holds no whole checkpoint"):
+        make_trainer(tmp_path, Constant(), resume=True)
+    make_trainer(tmp_path, Constant())()
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(FileExistsError, match=r"already holds checkpoint.4: resume = True goes on from there"):
+        make_trainer(tmp_path, Constant())
+    assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+
+def test_damaged_checkpoints_are_passed_over(tmp_path):
+    settings = dict(num_train_steps=3, checkpoint_every=1)
+    make_trainer(tmp_path, **settings)()
+    checkpoints = tmp_path / "checkpoints"
+    weights = (checkpoints / "checkpoint.3" / "online.safetensors").read_bytes()
+    (checkpoints / "checkpoint.3" / "online.safetensors").write_bytes(weights[:-1] + bytes([weights[-1] ^ 1]))
+    (checkpoints / "checkpoint.2" / "training.pt").write_bytes(b"")
+    with pytest.warns(UserWarning, match=r"passed over: .*checkpoint\.\d/(online.safetensors|training.pt)") as warned:
+        trainer = make_trainer(tmp_path, resume=True, **settings)
+    assert len(warned) == 2
+    assert trainer.step == 1
+    trainer()  # and the damaged ones are written anew
+    for step in (1, 2, 3):
+        check_checkpoint(checkpoints / f"checkpoint.{step}")
+    for step in (1, 2, 3):
+        (checkpoints / f"checkpoint.{step}" / "manifest.json").unlink()
+    with pytest.raises(FileNotFoundError, match="nothing to resume"), pytest.warns(UserWarning, match="passed over"):
+        make_trainer(tmp_path, resume=True, **settings)
+
+
+class Payload:
+    def __reduce__(self):
+        return os.mkdir, ("executed",)
+
+
+def test_a_checkpoint_with_a_payload_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    make_trainer(tmp_path)()
+    checkpoint = tmp_path / "checkpoints" / "checkpoint.4"
+    state = torch.load(checkpoint / "training.pt", weights_only=True)
+
+    def forge(folder):
+        for file in ("config.json", "model.safetensors", "online.safetensors"):
+            shutil.copy(checkpoint / file, folder)
+        torch.save(state | dict(payload=Payload()), folder / "training.pt")
+
+    write_checkpoint(tmp_path / "checkpoints", 5, forge)  # with all the right hashes
+    with pytest.raises(ValueError, match=r"checkpoint.5/training.pt is refused: it holds more than tensors and plain values"):
+        make_trainer(tmp_path, num_train_steps=9, resume=True)
+    assert not (tmp_path / "executed").exists()
+    torch.load(tmp_path / "checkpoints" / "checkpoint.5" / "training.pt", weights_only=False)
+    assert (tmp_path / "executed").exists()  # it would have been
+
+
+def test_the_checkpoint_of_another_model_is_refused(tmp_path):
+    make_trainer(tmp_path)()
+    with pytest.raises(ValueError, match=r"(?s)online.safetensors holds the weights of another model than the trainer's: .*mean"):
+        make_trainer(tmp_path, Constant(), resume=True)
+
+
+def test_a_full_disk_stops_with_an_error_and_leaves_what_was_there(tmp_path):
+    """The process's files may not grow beyond k bytes, for many k: what the system refuses to write, no library can."""
+    trainer = make_trainer(tmp_path, num_train_steps=2, keep_last=1)
+    trainer()
+    checkpoint = tmp_path / "checkpoints" / "checkpoint.2"
+    before = {path: path.read_bytes() for path in checkpoint.iterdir()}
+    largest = max(map(len, before.values()))
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
+    trainer.step = 3
+    try:
+        for limit in [*range(0, largest, largest // 25), largest - 1]:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, unlimited[1]))
+            with pytest.raises(OSError, match=r"checkpoint\.3 could not be written, what was saved before is untouched: "):
+                trainer.save()
+            assert {path: path.read_bytes() for path in (tmp_path / "checkpoints").rglob("*") if path.is_file()} == before
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
+        signal.signal(signal.SIGXFSZ, ignored)
+    trainer.save()
+    assert names(tmp_path / "checkpoints") == ["checkpoint.3"]
+
+
+def test_the_last_and_the_best_are_kept(tmp_path):
+    class Worsening(Constant):
+        """Its loss is lowest at the third step."""
+
+        def forward(self, images):
+            if self.training:
+                return self.mean.sum()
+            return trainer.unwrapped_model.mean.new_tensor(abs(trainer.step - 3.0))
+
+    settings = dict(num_train_steps=8, checkpoint_every=1, validation_dataset=torch.rand(3, 1, 4, 4))
+    trainer = make_trainer(tmp_path, Worsening(), keep_last=2, **settings)
+    trainer()
+    assert names(tmp_path / "checkpoints") == ["checkpoint.3", "checkpoint.7", "checkpoint.8"]
+    assert best_checkpoint(tmp_path / "checkpoints").name == "checkpoint.3"
+    trainer = make_trainer(tmp_path / "all", Worsening(), keep_last=None, **settings)
+    trainer()
+    assert len(names(tmp_path / "all" / "checkpoints")) == 8
+
+
+def test_the_validation_loss_is_that_of_the_averaged_weights_on_all_images(tmp_path):
+    images = torch.rand(7, 1, 4, 4)
+    trainer = make_trainer(tmp_path, Constant(), validation_dataset=images, learning_rate=0.1)
+    trainer()
+    averaged = trainer.ema.ema_model.mean
+    assert not torch.equal(averaged, trainer.unwrapped_model.mean)
+    expected = (images - averaged).square().mean().item()
+    assert trainer.validate() == pytest.approx(expected, rel=1e-6)
+    (entry,) = events(tmp_path)["validation_loss"]
+    assert entry.value == pytest.approx(expected, rel=1e-6)
+
+
+def test_validation_has_the_same_noise_each_time_and_leaves_the_training_alone(tmp_path):
+    trainer = make_trainer(tmp_path, validation_dataset=Augmented().images)
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    first = trainer.validate()
+    assert torch.equal(torch.rand(3), expected)
+    assert trainer.validate() == first
+    assert not trainer.ema.ema_model.training or trainer.ema.ema_model.training == trainer.unwrapped_model.training
+
+
+def broken_at(steps, value=math.nan):
+    """A model whose loss is not finite at some steps."""
+
+    class Broken(Constant):
+        calls = 0
+
+        def forward(self, images):
+            if not self.training:
+                return super().forward(images)
+            self.calls += 1
+            return super().forward(images) * (value if self.calls in steps else 1.0)
+
+    return Broken()
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_loss_that_is_not_finite_stops_before_it_reaches_the_weights(tmp_path, value):
+    trainer = make_trainer(tmp_path, broken_at([3], value), num_train_steps=5, checkpoint_every=1)
+    with pytest.raises(FloatingPointError, match=r"the loss (nan|inf) .* not finite at step 3; .*those of the step before"):
+        trainer()
+    assert names(tmp_path / "checkpoints") == ["checkpoint.1", "checkpoint.2"]
+    state = trainer.unwrapped_model.state_dict()
+    assert state["mean"].isfinite().all()
+    trainer = make_trainer(tmp_path, Constant(), num_train_steps=5, resume=True)
+    assert torch.equal(trainer.unwrapped_model.mean, state["mean"])
+
+
+def test_steps_that_are_not_finite_are_left_out_and_told(tmp_path, caplog):
+    trainer = make_trainer(tmp_path, broken_at([3, 4]), num_train_steps=6, nonfinite="skip", log_every=1)
+    trainer()
+    assert trainer.unwrapped_model.mean.isfinite().all()
+    assert trainer.skipped_steps == 2
+    assert trainer.ema.step == 4
+    assert [record.getMessage() for record in caplog.records] == [
+        f"step {step} is skipped: the loss nan and the gradient norm nan are not finite" for step in (3, 4)
+    ]
+    assert [entry.value for entry in events(tmp_path)["skipped_steps"]] == [0, 0, 1, 2, 2, 2]
+
+
+def test_a_gradient_that_is_not_finite_counts_too(tmp_path):
+    class Steep(Constant):
+        def forward(self, images):
+            return (self.mean * 0).sqrt().sum()  # of slope infinity
+
+    with pytest.raises(FloatingPointError, match=r"the loss 0 and the gradient norm (nan|inf) are not finite at step 1"):
+        make_trainer(tmp_path, Steep())()
+
+
+def test_broken_weights_are_not_skipped_for_ever(tmp_path):
+    trainer = make_trainer(tmp_path, broken_at(range(1000)), num_train_steps=1000, nonfinite="skip")
+    with pytest.raises(FloatingPointError, match="not finite at step 26, as in 25 steps before it"):
+        trainer()
+
+
+def test_a_spike_leaves_a_trace(tmp_path, caplog):
+    class Spiky(Constant):
+        calls = 0
+
+        def forward(self, images):
+            self.calls += self.training
+            return super().forward(images) + (100.0 if self.calls == 73 else 0.0)
+
+    make_trainer(tmp_path, Spiky(), num_train_steps=90, log_every=50)()
+    (record,) = caplog.records
+    assert "the loss of step 73 is 100" in record.getMessage()
+    assert "far above the average of 0." in record.getMessage()
+    assert [entry.step for entry in events(tmp_path)["loss"]] == [50, 73, 90]
+
+
+def events(folder):
+    """What TensorBoard reads, by name."""
+    accumulator = EventAccumulator(str(folder / "logs" / "training"))
+    accumulator.Reload()
+    return {name: accumulator.Scalars(name) for name in accumulator.Tags()["scalars"]}
+
+
+def test_tensorboard_reads_the_log(tmp_path):
+    settings = dict(num_train_steps=20, log_every=5, checkpoint_every=8, learning_rate=0.1, warmup_steps=2)
+    trainer = make_trainer(tmp_path, validation_dataset=torch.rand(3, 1, 4, 4), **settings)
+    trainer()
+    found = events(tmp_path)
+    assert [entry.step for entry in found["validation_loss"]] == [8, 16, 20]
+    names = ("loss", "loss_average", "gradient_norm", "learning_rate", "images_per_second", "utilization", "skipped_steps")
+    assert found.keys() == {*names, "validation_loss"}
+    for name in names:
+        assert [entry.step for entry in found[name]] == [5, 10, 15, 20], name
+    assert [entry.value for entry in found["learning_rate"]] == pytest.approx([0.1] * 4)
+    assert all(0 < entry.value < 1 for entry in found["utilization"])
+    assert all(entry.value > 0 for entry in found["gradient_norm"])
+    assert found["loss_average"][-1].value == pytest.approx(trainer._losses.average)
+
+
+def test_a_resumed_run_goes_on_with_the_log(tmp_path):
+    settings = dict(num_train_steps=6, log_every=1, checkpoint_every=2)
+    trainer = make_trainer(tmp_path, **settings)
+    trainer._train_step = interrupt_after(5, trainer._train_step)  # the fifth is logged and lost
+    with pytest.raises(KeyboardInterrupt):
+        trainer()
+    make_trainer(tmp_path, resume=True, **settings)()
+    assert [entry.step for entry in events(tmp_path)["loss"]] == [1, 2, 3, 4, 5, 6]
+
+
+def test_other_trackers_and_none(tmp_path):
+    class Memory(GeneralTracker):
+        name = "memory"
+        requires_logging_directory = False
+        tracker = None
+        entries, configs, finished = [], [], []
+
+        def store_init_configuration(self, values):
+            self.configs.append(values)
+
+        def log(self, values, step=None, **kwargs):
+            self.entries.append(step)
+
+        def finish(self):
+            self.finished.append(True)
+
+    make_trainer(tmp_path / "memory", log_with=[Memory()], log_every=2)()
+    assert (Memory.entries, Memory.finished) == ([2, 4], [True])
+    assert Memory.configs[0]["image_size"] == 4
+    make_trainer(tmp_path / "none", log_with=None)()
+    assert not (tmp_path / "memory" / "logs").exists()
+    assert not (tmp_path / "none" / "logs").exists()
 
 
 def interrupt_after(count, function):
@@ -183,38 +558,37 @@ def interrupt_after(count, function):
     return interrupted
 
 
-def test_resuming_needs_a_checkpoint_and_starting_anew_an_empty_folder(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"nothing to resume: .*checkpoints holds no checkpoint"):
-        make_trainer(tmp_path, Constant(), resume=True)
-    make_trainer(tmp_path, Constant())()
-    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    with pytest.raises(FileExistsError, match=r"already holds checkpoint.4: resume = True goes on from there"):
-        make_trainer(tmp_path, Constant())
-    assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+def test_gradient_checkpointing_changes_no_number(tmp_path):
+    model = small_model()
+    images = torch.rand(8, 1, 4, 4)
+    plain, checkpointed = (
+        make_trainer(tmp_path / str(on), copy.deepcopy(model), images, gradient_checkpointing=on) for on in (False, True)
+    )
+    plain()
+    checkpointed()
+    for expected, found in zip(plain.model.parameters(), checkpointed.model.parameters(), strict=True):
+        torch.testing.assert_close(found, expected)
+    with pytest.raises(ValueError, match=r"gradient_checkpointing needs a model with checkpoint_gradients\(\), got a Constant"):
+        make_trainer(tmp_path / "other", Constant(), gradient_checkpointing=True)
 
 
-def test_an_interrupted_save_is_no_checkpoint(tmp_path, monkeypatch):
-    trainer = make_trainer(tmp_path, Constant(), num_train_steps=2, checkpoint_every=1)
+def test_a_compiled_model_trains_saves_and_resumes(tmp_path):
+    accelerate_kwargs = dict(cpu=True, dynamo_backend="aot_eager")  # all of the compiler but its code generation
+    model, images = small_model(), torch.rand(8, 1, 4, 4)
+    plain = make_trainer(tmp_path / "plain", copy.deepcopy(model), images)
+    plain()
+    reset_accelerate()
+    trainer = make_trainer(tmp_path / "compiled", model, images, accelerate_kwargs=accelerate_kwargs)
+    assert trainer.model is not trainer.unwrapped_model
     trainer()
-
-    def fail(*args):
-        raise OSError("no space left on device")
-
-    trainer.step = 3
-    monkeypatch.setattr(torch, "save", fail)
-    with pytest.raises(OSError, match="no space left"):
-        trainer.save()
-    assert newest_checkpoint(tmp_path / "checkpoints").name == "checkpoint.2"
-    monkeypatch.undo()
-    trainer.save()
-    assert names(tmp_path / "checkpoints") == ["checkpoint.1", "checkpoint.2", "checkpoint.3"]
-
-
-def test_newest_checkpoint_counts_steps(tmp_path):
-    assert newest_checkpoint(tmp_path / "nowhere") is None
-    for name in ("checkpoint.9", "checkpoint.10", "checkpoint.11.partial", "other"):
-        (tmp_path / name).mkdir()
-    assert newest_checkpoint(tmp_path) == tmp_path / "checkpoint.10"
+    for expected, found in zip(plain.unwrapped_model.parameters(), trainer.unwrapped_model.parameters(), strict=True):
+        torch.testing.assert_close(found, expected)
+    resumed = make_trainer(
+        tmp_path / "compiled", small_model(), images, num_train_steps=5, resume=True, accelerate_kwargs=accelerate_kwargs
+    )
+    for expected, found in zip(trainer.unwrapped_model.parameters(), resumed.unwrapped_model.parameters(), strict=True):
+        assert torch.equal(found, expected)
+    resumed()
 
 
 def test_a_dataset_smaller_than_a_batch(tmp_path):
@@ -263,6 +637,12 @@ def gradient_of_a_step(trainer):
         (dict(num_samples=0), ValueError, "num_samples must be"),
         (dict(learning_rate=0.0), ValueError, "learning_rate must be above 0, got 0.0"),
         (dict(max_minutes=0), ValueError, "max_minutes must be above 0, got 0"),
+        (dict(num_epochs=0, num_train_steps=None), ValueError, "num_epochs must be above 0, got 0"),
+        (dict(keep_last=0), ValueError, "keep_last must be a whole number of at least 1, got 0"),
+        (dict(log_every=0), ValueError, "log_every must be a whole number of at least 1, got 0"),
+        (dict(nonfinite="ignore"), ValueError, "nonfinite must be one of 'stop', 'skip', got 'ignore'"),
+        (dict(validation_dataset=TensorDataset(torch.zeros(0))), ValueError, "validation_dataset holds no image"),
+        (dict(dataloader_kwargs=dict(shuffle=False)), ValueError, r"dataloader_kwargs must not hold \['shuffle'\]"),
         (dict(lr_schedule="linear"), ValueError, "lr_schedule must be one of 'constant', 'cosine', got 'linear'"),
         (dict(images=TensorDataset(torch.zeros(0))), ValueError, "dataset holds no image"),
         (dict(nonsense=1), TypeError, "nonsense"),
@@ -409,20 +789,6 @@ def test_looking_at_the_dataset_for_the_grids_draws_no_random_numbers(tmp_path):
     assert torch.equal(torch.get_rng_state(), before)
 
 
-@pytest.mark.parametrize(
-    ("num_classes", "count", "labels", "columns"),
-    [
-        (3, 6, [0, 0, 1, 1, 2, 2], 2),
-        (3, 7, [0, 0, 0, 1, 1, 1, 2, 2, 2], 3),
-        (1, 2, [0, 0], 2),
-        (10, 4, [0, 2, 5, 7], 1),
-    ],
-)
-def test_labels_of_a_grid(num_classes, count, labels, columns):
-    assert labels_by_row(num_classes, count)[0].tolist() == labels
-    assert labels_by_row(num_classes, count)[1] == columns
-
-
 def test_a_model_that_cannot_be_saved_is_refused_before_training(tmp_path):
     model = small_model(decoder_kwargs=dict(layer_dropout=np.float32(0.1)))
     with pytest.raises(ValueError, match="decoder_kwargs is no JSON value"):
@@ -447,7 +813,8 @@ from autoregressive_diffusion_pytorch import ImageAutoregressiveFlow, ImageTrain
 class Recorded(ImageAutoregressiveFlow):
     seen = []
     def forward(self, images, **conditions):
-        self.seen += images[:, 0, 0, 0].tolist()
+        if self.training:
+            self.seen += images[:, 0, 0, 0].tolist()
         assert conditions.keys() == {"labels", "cond", "cond_mask"}
         return super().forward(images, **conditions)
 
@@ -464,7 +831,7 @@ model = Recorded(image_size=4, patch_size=2, channels=1, num_classes=16, dim_con
 dataset = Images()
 trainer = ImageTrainer(
     model, dataset=dataset, num_train_steps=4, max_minutes=10, batch_size=2, num_samples=1, checkpoint_every=2,
-    checkpoints_folder=folder + "/checkpoints", results_folder=folder + "/results",
+    checkpoints_folder=folder + "/checkpoints", results_folder=folder + "/results", logs_folder=folder + "/logs",
 )
 trainer()
 rank = trainer.accelerator.process_index
@@ -488,43 +855,3 @@ def test_two_processes_in_mixed_precision(tmp_path):
         assert torch.equal(weight, second["weights"][name])
     assert names(tmp_path / "checkpoints") == ["checkpoint.2", "checkpoint.4"]
     assert names(tmp_path / "results") == ["results.4.png"]
-
-
-@pytest.mark.parametrize("channels", [1, 3, 5])
-def test_grid_shows_the_images(tmp_path, channels):
-    images = torch.zeros(5, channels, 24, 24)
-    images[3] = 1.0
-    save_image_grid(images, tmp_path / "deep" / "grid.png")
-    grid = Image.open(tmp_path / "deep" / "grid.png")
-    # enlarged twice, in two rows of three, two pixels between them
-    assert grid.size == (3 * 50 + 2, 2 * 50 + 2)
-    assert grid.getpixel((25, 77)) == (255, 255, 255)
-    assert grid.getpixel((75, 25)) == (0, 0, 0)
-    assert names(tmp_path / "deep") == ["grid.png"]
-
-
-@pytest.mark.parametrize("channels", [1, 2, 3, 4])
-def test_names_stand_beside_the_rows(tmp_path, channels):
-    images = torch.full((4, channels, 24, 24), 0.5)
-    save_image_grid(images, tmp_path / "grid.png", 2, ["Tulip", "a much longer name"])
-    grid = Image.open(tmp_path / "grid.png")
-    assert channels in (1, 3) or grid.getchannel("A").getpixel((0, 0)) == 255  # not white on a white page
-    grid = grid.convert("RGB")
-    margin = grid.width - 2 * 50 - 2
-    assert grid.height == 2 * 50 + 2
-    assert np.asarray(grid)[2:50, margin + 2 : margin + 50].min() > 120  # the images as they are
-    pixels = np.asarray(grid)[:, :margin].max(axis=2)
-    assert (pixels > 128).sum() > 20  # letters
-    first, second = (np.flatnonzero(rows.max(axis=0) > 128).max() for rows in (pixels[:51], pixels[51:]))
-    assert first < second < margin
-
-
-@pytest.mark.parametrize("channels", [1, 2, 3, 4])
-def test_files_hold_the_images(tmp_path, channels):
-    images = torch.rand(2, channels, 5, 7)
-    save_image_files(images, tmp_path / "files")
-    assert names(tmp_path / "files") == ["00000.png", "00001.png"]
-    image = Image.open(tmp_path / "files" / "00001.png")
-    assert image.size == (7, 5)
-    pixels = torch.tensor(list(image.tobytes())).view(5, 7, channels).permute(2, 0, 1)
-    torch.testing.assert_close(pixels / 255, images[1], rtol=0, atol=0.5 / 255 + 1e-6)

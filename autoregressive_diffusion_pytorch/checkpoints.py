@@ -1,0 +1,176 @@
+"""Checkpoints: folders that are written whole or not at all, and known to be whole before they are read.
+
+`checkpoint.STEP` is written beside its place, synced to disk with a manifest of the sizes and hashes of its files, and moved there.
+So whatever ends the process or the machine, what has the name of a checkpoint is one; a file that is damaged later is found out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+NAME = re.compile(r"checkpoint\.(\d+)")
+MANIFEST = "manifest.json"
+
+
+class DamagedCheckpointError(ValueError):
+    """A checkpoint that is not as it was written."""
+
+
+def write_checkpoint(folder: Path, step: int, write: Callable[[Path], None], **facts) -> Path:
+    """Writes `checkpoint.STEP` into `folder`. What lay there before stays until the new one is in place, also if that fails.
+
+    Args:
+        write: writes the files into the folder that it is given.
+        facts: further JSON values for the manifest.
+
+    Raises:
+        OSError: if it cannot be written, on a full disk for instance.
+    """
+    target = folder / f"checkpoint.{step}"
+    partial = target.with_name(f"{target.name}.partial")
+    try:
+        finish_interrupted(folder)
+        partial.mkdir(parents=True)
+        write(partial)
+        files = {path.relative_to(partial).as_posix(): path for path in sorted(partial.rglob("*")) if path.is_file()}
+        hashes = {name: dict(bytes=path.stat().st_size, sha256=_sha256(path)) for name, path in files.items()}
+        (partial / MANIFEST).write_text(json.dumps(dict(step=step, **facts, files=hashes), indent=2))
+        for path in (*files.values(), partial / MANIFEST, partial):
+            _sync(path)
+        if target.exists():
+            os.replace(target, target.with_name(f"{target.name}.replaced"))
+        os.replace(partial, target)
+        _sync(folder)
+    except Exception as error:
+        raise OSError(f"{target} could not be written, what was saved before is untouched: {error}") from error
+    finally:
+        finish_interrupted(folder)
+    return target
+
+
+def finish_interrupted(folder: Path) -> None:
+    """Removes what an interrupted write left, and puts a checkpoint back that was about to be replaced."""
+    for replaced in folder.glob("checkpoint.*.replaced"):
+        target = replaced.with_suffix("")
+        if target.exists():
+            shutil.rmtree(replaced, ignore_errors=True)
+        else:
+            os.replace(replaced, target)
+    for partial in folder.glob("checkpoint.*.partial"):
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def remove_old_checkpoints(folder: Path, keep_last: int, up_to: int) -> None:
+    """Removes all but the last `keep_last` of the checkpoints up to a step, and the one with the lowest validation loss."""
+    paths = [path for path in list_checkpoints(folder) if step_of(path) <= up_to]
+    losses = {path: loss for path in paths if (loss := _validation_loss(path)) is not None}
+    best = min(losses, key=losses.get) if losses else None
+    for path in paths[:-keep_last]:
+        if path != best:
+            partial = path.with_name(f"{path.name}.partial")  # half removed, it would look damaged
+            os.replace(path, partial)
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def list_checkpoints(folder: str | Path) -> list[Path]:
+    """The checkpoints in a folder by their steps, damaged ones too."""
+    folder = Path(folder)
+    paths = folder.iterdir() if folder.is_dir() else ()
+    return sorted((path for path in paths if NAME.fullmatch(path.name)), key=step_of)
+
+
+def step_of(checkpoint: Path) -> int:
+    return int(NAME.fullmatch(checkpoint.name)[1])
+
+
+def newest_checkpoint(folder: str | Path) -> Path | None:
+    """The whole checkpoint with the most steps, None where there is none. Damaged ones are passed over, with a warning for each."""
+    return _first_whole(reversed(list_checkpoints(folder)))
+
+
+def best_checkpoint(folder: str | Path) -> Path | None:
+    """The whole checkpoint with the lowest validation loss; of those without one the newest. Damaged ones as of
+    `newest_checkpoint`."""
+
+    def rank(path: Path) -> tuple[float, int]:
+        loss = _validation_loss(path)
+        return float("inf") if loss is None else loss, -step_of(path)
+
+    return _first_whole(sorted(list_checkpoints(folder), key=rank))
+
+
+def _first_whole(paths) -> Path | None:
+    for path in paths:
+        try:
+            check_checkpoint(path)
+            return path
+        except DamagedCheckpointError as error:
+            warnings.warn(f"a damaged checkpoint is passed over: {error}", stacklevel=3)
+    return None
+
+
+def check_checkpoint(checkpoint: Path) -> None:
+    """Compares the files with the manifest.
+
+    Raises:
+        DamagedCheckpointError: if one is missing or differs; it names it.
+    """
+    for name, expected in read_manifest(checkpoint)["files"].items():
+        path = checkpoint / name
+        if not path.is_file():
+            raise DamagedCheckpointError(f"{path} is missing")
+        if path.stat().st_size != expected["bytes"]:
+            raise DamagedCheckpointError(f"{path} holds {path.stat().st_size} bytes instead of {expected['bytes']}")
+        if _sha256(path) != expected["sha256"]:
+            raise DamagedCheckpointError(f"{path} is not what was written: its hash differs from the manifest's")
+
+
+def read_manifest(checkpoint: Path) -> dict:
+    """The manifest: `step`, `validation_loss`, and the `bytes` and `sha256` of the `files`.
+
+    Raises:
+        DamagedCheckpointError: if it is missing or cannot be read.
+    """
+    path = checkpoint / MANIFEST
+    try:
+        manifest = json.loads(path.read_text())
+        if not all({"bytes", "sha256"} <= expected.keys() for expected in manifest["files"].values()):
+            raise KeyError("sha256")
+        return manifest
+    except FileNotFoundError:
+        raise DamagedCheckpointError(f"{path} is missing") from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DamagedCheckpointError(f"{path} cannot be read: {error!r}") from error
+
+
+def _validation_loss(checkpoint: Path) -> float | None:
+    try:
+        return read_manifest(checkpoint).get("validation_loss")
+    except DamagedCheckpointError:
+        return None
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _sync(path: Path) -> None:
+    """Waits until a file or folder is on disk."""
+    if path.is_dir() and os.name == "nt":  # Windows syncs no folders
+        return
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
