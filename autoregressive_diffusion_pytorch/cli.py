@@ -1,11 +1,13 @@
-"""The commands: `ardiff train`, `ardiff resume`, `ardiff sample` and `ardiff complete`.
+"""The commands: `ardiff train`, `ardiff resume`, `ardiff sample`, `ardiff complete` and `ardiff export`.
 
-A run is one folder: `config.json`, `checkpoints/` and `samples/`.
+A run is one folder: `config.json`, `checkpoints/`, `samples/` and `logs/`.
 """
 
 from __future__ import annotations
 
 import json
+import math
+import shutil
 import warnings
 from itertools import count as count_up
 from pathlib import Path
@@ -30,7 +32,7 @@ FOLDER = dict(
 )
 
 
-SEED = click.IntRange(0, 2**31 - 1)  # a resumed run adds its steps, and a seed must stay below 2**32
+SEED = click.IntRange(0, 2**31 - 1)  # each process adds its number, and a seed must stay below 2**32
 
 
 def _by_source(name: str) -> str:
@@ -65,8 +67,12 @@ def main() -> None:
 @click.option("--mlp-depth", type=click.IntRange(1), default=3, show_default=True, help="Blocks of the head's network.")
 @click.option("--noise-draws", type=click.IntRange(1), default=4, show_default=True, help="Noise draws for each token and step.")
 @click.option("--steps", type=click.IntRange(1), help=f"Training steps. {_by_source('steps')}")
+@click.option(
+    "--epochs", type=click.FloatRange(0, min_open=True), help="Train until each image was seen so often, instead of --steps."
+)
 @click.option("--minutes", type=click.FloatRange(0, min_open=True), help="End after this time, even if steps are left.")
-@click.option("--batch-size", type=click.IntRange(1), help=f"Images a step. {_by_source('batch_size')}")
+@click.option("--batch-size", type=click.IntRange(1), help=f"Images that each process reads at once. {_by_source('batch_size')}")
+@click.option("--accumulate", type=click.IntRange(1), default=1, show_default=True, help="Batches a step.")
 @click.option(
     "--learning-rate", type=click.FloatRange(0, min_open=True), help=f"Highest learning rate. {_by_source('learning_rate')}"
 )
@@ -77,8 +83,27 @@ def main() -> None:
     show_default=True,
     help="Cosine falls to zero at the last step.",
 )
+@click.option("--weight-decay", type=click.FloatRange(0), default=0.02, show_default=True, help="Of the matrices.")
+@click.option(
+    "--max-grad-norm", type=click.FloatRange(0, min_open=True), default=1.0, show_default=True, help="Clip gradients to this norm."
+)
+@click.option(
+    "--nonfinite",
+    type=click.Choice(["stop", "skip"]),
+    default="stop",
+    show_default=True,
+    help="What to do at a step whose loss or gradient is not finite.",
+)
+@click.option(
+    "--hold-out",
+    type=click.FloatRange(0, 1, max_open=True),
+    default=0.0,
+    show_default=True,
+    help="Share of the images to keep for the validation loss.",
+)
 @click.option("--flip/--no-flip", default=False, show_default=True, help="Mirror the images of a folder at random.")
 @click.option("--skip-damaged", is_flag=True, help="Leave out image files that cannot be read, instead of stopping at one.")
+@click.option("--cache", is_flag=True, help="Keep images in memory once they are read.")
 @click.option(
     "--precision",
     type=click.Choice(["auto", "no", "bf16", "fp16"]),
@@ -86,16 +111,28 @@ def main() -> None:
     show_default=True,
     help="Mixed precision; auto is bf16 where the device has instructions for it.",
 )
+@click.option("--gradient-checkpointing", is_flag=True, help="Less memory, a third more time.")
+@click.option("--compile", is_flag=True, help="Compile the model with torch.compile first.")
 @click.option("--workers", type=click.IntRange(0), default=0, show_default=True, help="Processes that read images in advance.")
 @click.option("--sample-every", type=click.IntRange(1), default=500, show_default=True, help="Steps between grids of samples.")
 @click.option("--checkpoint-every", type=click.IntRange(1), default=1000, show_default=True, help="Steps between checkpoints.")
-@click.option("--seed", type=SEED, default=0, show_default=True, help="Seed of the weights and the noise.")
+@click.option("--keep-last", type=click.IntRange(1), default=3, show_default=True, help="Newest checkpoints to keep, and the best.")
+@click.option(
+    "--log-with", default="tensorboard", show_default=True, help="Where to log: a tracker that accelerate knows, such as wandb."
+)
+@click.option("--seed", type=SEED, default=0, show_default=True, help="Seed of the weights, the order of images and the noise.")
 def train(source: str, run_folder: Path | None, **options) -> None:
     """Train on SOURCE: a folder of images (searched through and through), or the word "digits" for 1,797 handwritten digits.
 
     The run's folder holds its configuration, its checkpoints, and grids of samples drawn on the way.
     """
+    from accelerate import PartialState
+
     preset = DIGITS if source == "digits" else FOLDER
+    if options["epochs"] is not None:
+        if options["steps"] is not None:
+            raise click.UsageError("--steps and --epochs exclude each other")
+        preset = preset | dict(steps=None)
     options |= {name: value for name, value in preset.items() if options[name] is None}
     if source == "digits" and (options["image_size"], options["channels"]) != (8, 1):
         raise click.UsageError("the digits are grey images of 8 x 8 pixels: leave out --image-size and --channels")
@@ -107,6 +144,9 @@ def train(source: str, run_folder: Path | None, **options) -> None:
         seed=options["seed"],
         workers=options["workers"],
         precision=options["precision"],
+        accumulate=options["accumulate"],
+        compile=options["compile"],
+        hold_out=options["hold_out"],
         model=dict(
             image_size=options["image_size"],
             patch_size=options["patch_size"],
@@ -122,18 +162,28 @@ def train(source: str, run_folder: Path | None, **options) -> None:
             ),
         ),
         dataset=dict(
-            labels_from_folders=options["labels"], augment_horizontal_flip=options["flip"], skip_damaged=options["skip_damaged"]
+            labels_from_folders=options["labels"],
+            augment_horizontal_flip=options["flip"],
+            cache_in_memory=options["cache"],
+            skip_damaged=options["skip_damaged"],
         ),
         classes=None,
         trainer=dict(
             num_train_steps=options["steps"],
+            num_epochs=options["epochs"],
             max_minutes=options["minutes"],
             batch_size=options["batch_size"],
             learning_rate=options["learning_rate"],
             lr_schedule=options["lr_schedule"],
+            adam_kwargs=dict(weight_decay=options["weight_decay"]),
+            max_grad_norm=options["max_grad_norm"],
+            nonfinite=options["nonfinite"],
+            gradient_checkpointing=options["gradient_checkpointing"],
             save_results_every=options["sample_every"],
             checkpoint_every=options["checkpoint_every"],
+            keep_last=options["keep_last"],
             num_samples=64,
+            log_with=options["log_with"],
         ),
     )
     run_folder = run_folder or _new_run(Path(source).name)
@@ -146,8 +196,10 @@ def train(source: str, run_folder: Path | None, **options) -> None:
     dataset, config["classes"] = _dataset(config)
     config["model"]["num_classes"] = config["classes"] and len(config["classes"])
     trainer = _build(config, dataset, run_folder)
-    run_folder.mkdir(parents=True, exist_ok=True)
-    _write_config(config, run_folder)
+    PartialState().wait_for_everyone()  # until all have seen that the run's folder is free
+    if trainer.is_main:
+        run_folder.mkdir(parents=True, exist_ok=True)
+        _write_config(config, run_folder)
     _train(trainer, run_folder)
 
 
@@ -155,10 +207,17 @@ def train(source: str, run_folder: Path | None, **options) -> None:
 @click.argument("run_folder", metavar="RUN", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--steps", type=click.IntRange(1), help="Train up to this step. [default: as when the run was started]")
 @click.option("--minutes", type=click.FloatRange(0, min_open=True), help="End after this time, even if steps are left.")
-def resume(run_folder: Path, steps: int | None, minutes: float | None) -> None:
-    """Go on with RUN from its newest checkpoint."""
+@click.option("--learning-rate", type=click.FloatRange(0, min_open=True), help="From now on. [default: as before]")
+@click.option("--nonfinite", type=click.Choice(["stop", "skip"]), help="From now on. [default: as before]")
+def resume(run_folder: Path, steps: int | None, minutes: float | None, learning_rate: float | None, nonfinite: str | None) -> None:
+    """Go on with RUN from its newest whole checkpoint, as if it had never stopped."""
     config = _read_config(run_folder)
-    config["trainer"] |= dict(num_train_steps=steps or config["trainer"]["num_train_steps"], max_minutes=minutes)
+    config["trainer"]["max_minutes"] = minutes
+    config["trainer"] |= {
+        name: value for name, value in dict(learning_rate=learning_rate, nonfinite=nonfinite).items() if value is not None
+    }
+    if steps is not None:
+        config["trainer"] |= dict(num_train_steps=steps, num_epochs=None)
     dataset, classes = _dataset(config)
     if classes != config["classes"]:
         raise click.ClickException(
@@ -168,7 +227,8 @@ def resume(run_folder: Path, steps: int | None, minutes: float | None) -> None:
     trainer = _build(config, dataset, run_folder, resume=True)
     if trainer.step >= trainer.num_train_steps:
         raise click.ClickException(f"{run_folder} is at step {trainer.step} of {trainer.num_train_steps}: --steps asks for more")
-    _write_config(config, run_folder)
+    if trainer.is_main:
+        _write_config(config, run_folder)
     _train(trainer, run_folder)
 
 
@@ -249,8 +309,8 @@ def sample(run_folder: Path, count: int, batch_size: int, **options) -> None:
 
         columns = -(-count // len(labels))
         labels, count = torch.tensor(labels).repeat_interleave(columns), columns * len(labels)
-    kwargs = dict(run.sample_kwargs, labels=labels)
-    run.save(draw_images(run.model, count, batch_size=batch_size, seed=run.seed, progress=True, **kwargs), columns)
+    kwargs = dict(run.sample_kwargs, labels=labels, progress=run.is_main)
+    run.save(draw_images(run.model, count, batch_size=batch_size, seed=run.seed, **kwargs), columns)
 
 
 @main.command(short_help="Draw the rest of an image, below its first rows.")
@@ -287,6 +347,56 @@ def complete(run_folder: Path, image_file: Path, keep_rows: int, count: int, bat
     run.save(torch.cat(completions), count if run.labels else None)
 
 
+@main.command(short_help="Write a trained model into a folder that can be shared.")
+@click.argument("run_folder", metavar="RUN", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+@click.option("--checkpoint", type=click.IntRange(1), help="Step of the checkpoint. [default: lowest validation loss, else newest]")
+def export(run_folder: Path, folder: Path, checkpoint: int | None) -> None:
+    """Write the model of RUN into DIR: its arguments and weights, and a model card with a grid of samples.
+
+    `from_pretrained(DIR)` of the model's class loads it; `hf upload NAME DIR` shares it.
+    """
+    from autoregressive_diffusion_pytorch.checkpoints import best_checkpoint
+
+    config = _read_config(run_folder)
+    source = _checkpoint(run_folder, checkpoint, best_checkpoint)
+    if folder.exists() and (folder.is_file() or any(folder.iterdir())):
+        raise click.ClickException(f"{folder} is not empty: name another one")
+    partial = folder.with_name(f"{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    card = dict(title=f"{run_folder.resolve().name}: {config['head']}", training=_training_facts(config, source))
+    grids = sorted((run_folder / "samples").glob("results.*.png"), key=lambda path: int(path.name.split(".")[1]))
+    if grids:
+        shutil.copyfile(grids[-1], partial / "samples.png")
+        card["grid"] = "samples.png"
+    _model_class(config).from_pretrained(source).save_pretrained(partial, model_card_kwargs=card)
+    if folder.exists():
+        folder.rmdir()
+    partial.replace(folder)
+    click.echo(folder)
+
+
+def _training_facts(config: dict, checkpoint: Path) -> dict[str, str]:
+    """What a model card tells of a training."""
+    from autoregressive_diffusion_pytorch.checkpoints import read_manifest
+
+    manifest, trainer = read_manifest(checkpoint), config["trainer"]
+    facts = {
+        "images": Path(config["source"]).name,
+        "steps": f"{manifest['step']:,}",
+        "images a step": f"{trainer['batch_size'] * config['accumulate']} in each process",
+        "learning rate": f"{trainer['learning_rate']:g}, {trainer['lr_schedule']}",
+        "precision": config["precision"],
+        "seed": config["seed"],
+    }
+    if config["classes"]:
+        facts["labels"] = _listed(config["classes"])
+    if manifest.get("validation_loss") is not None:
+        facts["validation loss"] = f"{manifest['validation_loss']:.4f}, on {config['hold_out']:.1%} of the images"
+    return facts
+
+
 class _SamplingRun:
     """A run that images are drawn with: its model, what to tell it, and where the images go. What is wrong is told in one line."""
 
@@ -312,8 +422,8 @@ class _SamplingRun:
         import torch
         from accelerate import PartialState
 
+        from autoregressive_diffusion_pytorch.checkpoints import newest_checkpoint
         from autoregressive_diffusion_pytorch.conditioning import Guidance
-        from autoregressive_diffusion_pytorch.image_trainer import newest_checkpoint
 
         self.output = output or run_folder / "samples" / default_output
         self.files = files
@@ -321,11 +431,8 @@ class _SamplingRun:
         if self.output.suffix.lower() != ".png":
             raise click.BadParameter(f"{self.output} must end in .png", param_hint="--output")
         config = _read_config(run_folder)
-        checkpoints = run_folder / "checkpoints"
-        folder = checkpoints / f"checkpoint.{checkpoint}" if checkpoint else newest_checkpoint(checkpoints)
-        if folder is None or not folder.is_dir():
-            raise click.ClickException(f"{checkpoints} holds no checkpoint{f' of step {checkpoint}' if checkpoint else ''}")
-        self.device = PartialState().device
+        folder = _checkpoint(run_folder, checkpoint, newest_checkpoint)
+        self.device, self.is_main = PartialState().device, PartialState().is_main_process
         self.model = _model_class(config).from_pretrained(folder).to(self.device)
         if precision == "bf16":
             self.model.to(torch.bfloat16)
@@ -362,8 +469,10 @@ class _SamplingRun:
         return labels or list(range(len(self.classes)))
 
     def save(self, images, columns: int | None) -> None:
-        """Writes the grid, with labels a row of `columns` images for each, and the files."""
-        from autoregressive_diffusion_pytorch.image_trainer import save_image_files, save_image_grid
+        """Writes the grid, with labels a row of `columns` images for each, and the files; of several processes the main one."""
+        if not self.is_main:
+            return
+        from autoregressive_diffusion_pytorch.image_grids import save_image_files, save_image_grid
 
         save_image_grid(images, self.output, columns, self.labels and [self.classes[label] for label in self.labels])
         click.echo(self.output)
@@ -383,8 +492,9 @@ def _read_config(run_folder: Path) -> dict:
         config = json.loads((run_folder / "config.json").read_text())
     except FileNotFoundError:
         raise click.ClickException(f"{run_folder} holds no config.json: it is not the folder of a run") from None
-    # of runs from before there were labels
-    return dict(classes=None) | config | dict(dataset=dict(labels_from_folders=False) | config["dataset"])
+    # of runs of earlier versions, which had no such options
+    defaults = dict(classes=None, accumulate=1, compile=False, hold_out=0.0)
+    return defaults | config | dict(dataset=dict(labels_from_folders=False) | config["dataset"])
 
 
 def _write_config(config: dict, run_folder: Path) -> None:
@@ -401,6 +511,21 @@ def _model_class(config: dict):
 
 def _listed(classes: list[str] | None) -> str:
     return ", ".join(classes) if classes else "none"
+
+
+def _checkpoint(run_folder: Path, step: int | None, default) -> Path:
+    """The checkpoint of a step, or the one that `default` chooses. What is wrong is told in one line."""
+    from autoregressive_diffusion_pytorch.checkpoints import DamagedCheckpointError, check_checkpoint
+
+    checkpoints = run_folder / "checkpoints"
+    folder = checkpoints / f"checkpoint.{step}" if step else default(checkpoints)
+    if folder is None or not folder.is_dir():
+        raise click.ClickException(f"{checkpoints} holds no checkpoint{f' of step {step}' if step else ''}")
+    try:
+        check_checkpoint(folder)
+    except DamagedCheckpointError as error:
+        raise click.ClickException(str(error)) from error
+    return folder
 
 
 def _dataset(config: dict):
@@ -423,37 +548,63 @@ def _dataset(config: dict):
 
 def _build(config: dict, dataset, run_folder: Path, resume: bool = False):
     """The trainer of a run. What is wrong with the arguments is told in one line."""
+    import torch
     from accelerate.utils import set_seed
+    from torch.utils.data import random_split
 
     from autoregressive_diffusion_pytorch.image_trainer import ImageTrainer, best_precision
 
     precision = best_precision() if config["precision"] == "auto" else config["precision"]
+    held_out = None
+    if config["hold_out"] > 0:
+        count = math.ceil(config["hold_out"] * len(dataset))
+        if count == len(dataset):
+            raise click.ClickException(f"--hold-out {config['hold_out']} leaves none of {count} images to train on")
+        generator = torch.Generator().manual_seed(0)  # not the run's seed: runs compare on the same images
+        dataset, held_out = random_split(dataset, (len(dataset) - count, count), generator)
     set_seed(config["seed"])  # for the weights
     try:
-        trainer = ImageTrainer(
+        return ImageTrainer(
             _model_class(config)(**config["model"]),
             dataset=dataset,
+            validation_dataset=held_out,
             checkpoints_folder=run_folder / "checkpoints",
             results_folder=run_folder / "samples",
-            accelerate_kwargs=dict(mixed_precision=precision),
+            logs_folder=run_folder / "logs",
+            seed=config["seed"],
+            accelerate_kwargs=dict(
+                mixed_precision=precision,
+                gradient_accumulation_steps=config["accumulate"],
+                dynamo_backend="inductor" if config["compile"] else None,
+            ),
             dataloader_kwargs=dict(num_workers=config["workers"]),
             resume=resume,
             **config["trainer"],
         )
-        # other noise in each process, and after each start: a resumed run must not see the same order of images again
-        set_seed(config["seed"] + trainer.step, device_specific=True)
-        return trainer
     except (ValueError, OSError) as error:
         raise click.ClickException(str(error)) from error
 
 
 def _train(trainer, run_folder: Path) -> None:
     from autoregressive_diffusion_pytorch.image_dataset import DamagedImageError
+    from autoregressive_diffusion_pytorch.image_trainer import TrainingStopped
 
-    click.echo(f"{len(trainer.dataset):,} images; the run is in {run_folder}", err=True)
+    def tell(message, **kwargs) -> None:
+        if trainer.is_main:
+            click.echo(message, **kwargs)
+
+    tell(f"{len(trainer.dataset):,} images; the run is in {run_folder}", err=True)
     try:
         trainer()
     except DamagedImageError as error:
-        raise click.ClickException(f"{error}\n--skip-damaged leaves such files out") from error
-    click.echo(trainer.results_folder / f"results.{trainer.step}.png")
-    click.echo(f"more of them: ardiff sample {run_folder}", err=True)
+        fault = str(error).strip().splitlines()[-1]  # a worker sends where it came from before it
+        raise click.ClickException(f"{fault}\n--skip-damaged leaves such files out") from error
+    except FloatingPointError as error:
+        raise click.ClickException(f"{error}\ngo on from the last checkpoint with: ardiff resume {run_folder}") from error
+    except OSError as error:
+        raise click.ClickException(str(error)) from error
+    except TrainingStopped:
+        tell(f"go on with: ardiff resume {run_folder}", err=True)
+        raise
+    tell(trainer.results_folder / f"results.{trainer.step}.png")
+    tell(f"more of them: ardiff sample {run_folder}", err=True)

@@ -8,14 +8,53 @@ import io
 import json
 from pathlib import Path
 
-from huggingface_hub import PyTorchModelHubMixin
+from huggingface_hub import ModelCard, PyTorchModelHubMixin
+
+MODEL_CARD = """---
+{{ card_data }}
+---
+
+# {{ title }}
+{% if grid %}
+![samples]({{ grid }})
+{% endif %}
+Autoregression over continuous tokens, of {{ parameters }} parameters.
+
+```python
+# pip install autoregressive-diffusion-pytorch
+from autoregressive_diffusion_pytorch import {{ class_name }}
+
+model = {{ class_name }}.from_pretrained("path or name of this folder")
+
+sampled = model.sample(batch_size=4)
+```
+{% if training %}
+## Training
+
+| | |
+| --- | --- |
+{%- for name, value in training.items() %}
+| {{ name }} | {{ value }} |
+{%- endfor %}
+{% endif %}
+## Arguments of the model
+
+```json
+{{ config }}
+```
+"""
 
 
-class Pretrained(PyTorchModelHubMixin):
+class Pretrained(
+    PyTorchModelHubMixin,
+    library_name="autoregressive-diffusion-pytorch",
+    tags=["autoregressive", "diffusion", "rectified-flow"],
+    model_card_template=MODEL_CARD,
+):
     """`save_pretrained(folder)`, `from_pretrained(folder or hub name)` and `push_to_hub(name)` of huggingface_hub.
 
-    A model remembers the arguments it was made with. A saved one is `config.json`, which holds them, and
-    `model.safetensors`: loading runs no code from the files.
+    A model remembers the arguments it was made with. A saved one is `config.json`, which holds them, `model.safetensors`, and
+    `README.md`, a model card: loading runs no code from the files.
     """
 
     def __new__(cls, *args, **kwargs):
@@ -53,6 +92,26 @@ class Pretrained(PyTorchModelHubMixin):
     def _save_pretrained(self, save_directory: Path) -> None:
         (save_directory / "config.json").write_text(json.dumps(self.config, indent=2, sort_keys=True))
         super()._save_pretrained(save_directory)
+
+    def generate_model_card(
+        self, *, title: str | None = None, grid: str | None = None, training: dict[str, str] | None = None, **kwargs
+    ) -> ModelCard:
+        """The card that `save_pretrained` writes; its `model_card_kwargs` come here.
+
+        Args:
+            title: by default the name of the model's class.
+            grid: a picture of samples, by its name in the folder.
+            training: what to tell of the training, by name.
+        """
+        return super().generate_model_card(
+            title=title or type(self).__name__,
+            grid=grid,
+            training=training,
+            class_name=type(self).__name__,
+            parameters=f"{sum(p.numel() for p in self.parameters()):,}",
+            config=json.dumps(self.config, indent=2, sort_keys=True),
+            **kwargs,
+        )
 
     @classmethod
     def _from_pretrained(cls, *, strict: bool = True, **kwargs):

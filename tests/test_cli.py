@@ -53,7 +53,7 @@ def flowers(tmp_path):
 def test_trains_on_the_digits_and_samples(call, tmp_path, head):
     result = succeeded(call("train", *TINY, "--head", head))
     assert result.stdout == "runs/digits/samples/results.2.png\n"
-    assert sorted(path.name for path in (tmp_path / "runs/digits").iterdir()) == ["checkpoints", "config.json", "samples"]
+    assert sorted(path.name for path in (tmp_path / "runs/digits").iterdir()) == ["checkpoints", "config.json", "logs", "samples"]
 
     result = succeeded(call("sample", "runs/digits", "--count", 5, "--batch-size", 2, "--steps", 2, "--files", "files"))
     assert result.stdout.splitlines() == ["runs/digits/samples/sample.0.png", "files: 5 files"]
@@ -121,7 +121,9 @@ def test_trains_on_a_folder(call, flowers, tmp_path):
     succeeded(call("train", flowers, *TINY, "--image-size", 8, "--patch-size", 4, "--flip", "--run", "my/run"))
     config = json.loads((tmp_path / "my/run/config.json").read_text())
     assert config["source"] == str(flowers)
-    assert config["dataset"] == dict(labels_from_folders=False, augment_horizontal_flip=True, skip_damaged=False)
+    assert config["dataset"] == dict(
+        labels_from_folders=False, augment_horizontal_flip=True, cache_in_memory=False, skip_damaged=False
+    )
     assert config["classes"] is None
     assert config["model"]["model"]["flow_kwargs"] == dict(num_noise_draws=1)
     succeeded(call("sample", "my/run", "--count", 1, "--steps", 1))
