@@ -49,10 +49,18 @@ def write_checkpoint(folder: Path, step: int, write: Callable[[Path], None], **f
         os.replace(partial, target)
         _sync(folder)
     except Exception as error:
-        raise OSError(f"{target} could not be written, what was saved before is untouched: {error}") from error
+        raise OSError(f"{target} could not be written, what was saved before is untouched: {_root_cause(error)}") from error
     finally:
         finish_interrupted(folder)
     return target
+
+
+def _root_cause(error: BaseException) -> BaseException:
+    """The system's error behind one of a library, where there is one: "No space left on device" says more than a wrong position."""
+    cause = error
+    while cause is not None and not isinstance(cause, OSError):
+        cause = cause.__context__
+    return cause or error
 
 
 def finish_interrupted(folder: Path) -> None:

@@ -5,6 +5,7 @@ A run is one folder: `config.json`, `checkpoints/`, `samples/` and `logs/`.
 
 from __future__ import annotations
 
+import atexit
 import json
 import math
 import shutil
@@ -126,8 +127,6 @@ def train(source: str, run_folder: Path | None, **options) -> None:
 
     The run's folder holds its configuration, its checkpoints, and grids of samples drawn on the way.
     """
-    from accelerate import PartialState
-
     preset = DIGITS if source == "digits" else FOLDER
     if options["epochs"] is not None:
         if options["steps"] is not None:
@@ -196,7 +195,7 @@ def train(source: str, run_folder: Path | None, **options) -> None:
     dataset, config["classes"] = _dataset(config)
     config["model"]["num_classes"] = config["classes"] and len(config["classes"])
     trainer = _build(config, dataset, run_folder)
-    PartialState().wait_for_everyone()  # until all have seen that the run's folder is free
+    trainer.accelerator.wait_for_everyone()  # until all have seen that the run's folder is free
     if trainer.is_main:
         run_folder.mkdir(parents=True, exist_ok=True)
         _write_config(config, run_folder)
@@ -420,7 +419,7 @@ class _SamplingRun:
         seed: int,
     ):
         import torch
-        from accelerate import PartialState
+        from accelerate import Accelerator
 
         from autoregressive_diffusion_pytorch.checkpoints import newest_checkpoint
         from autoregressive_diffusion_pytorch.conditioning import Guidance
@@ -432,7 +431,9 @@ class _SamplingRun:
             raise click.BadParameter(f"{self.output} must end in .png", param_hint="--output")
         config = _read_config(run_folder)
         folder = _checkpoint(run_folder, checkpoint, newest_checkpoint)
-        self.device, self.is_main = PartialState().device, PartialState().is_main_process
+        accelerator = Accelerator()
+        atexit.register(accelerator.state.destroy_process_group)  # or it may be aborted at the very end
+        self.device, self.is_main = accelerator.device, accelerator.is_main_process
         self.model = _model_class(config).from_pretrained(folder).to(self.device)
         if precision == "bf16":
             self.model.to(torch.bfloat16)

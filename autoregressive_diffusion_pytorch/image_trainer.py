@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
 import copy
 import logging
 import math
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -219,6 +220,8 @@ class ImageTrainer:
         self.accelerator = Accelerator(**dict(log_with=log_with, project_dir=str(logs_folder)) | (accelerate_kwargs or {}))
         if self.accelerator.distributed_type == DistributedType.FSDP and not self.accelerator.is_fsdp2:
             raise ValueError("FSDP needs fsdp_version = 2 in accelerate's configuration")
+        # a process that ends within its group may be aborted at the very end
+        atexit.register(self.accelerator.state.destroy_process_group)
         self.images_a_step = batch_size * self.accelerator.num_processes * self.accelerator.gradient_accumulation_steps
         if num_epochs is not None:
             num_train_steps = math.ceil(num_epochs * len(dataset) / self.images_a_step)
@@ -280,15 +283,6 @@ class ImageTrainer:
         self._start_random_numbers()
         started, first_step = time.monotonic(), self.step
         self._deadline = math.inf if self.max_minutes is None else started + 60 * self.max_minutes
-        with self._signals, self._log_open(), self._bar() as bar:
-            checkpoint, stopped = self._train(bar)
-        if stopped:
-            self._say(f"stopped after step {self.step} and saved as {checkpoint}: resume = True goes on from there")
-            raise TrainingStopped(self._signals.exit_code, self.step, checkpoint)
-        self._say(self._summary(time.monotonic() - started, self.step - first_step, checkpoint))
-
-    def _train(self, bar: tqdm) -> tuple[Path, bool]:
-        """The steps; gives the last checkpoint, and whether a signal ended them."""
         batches = endless_batches(
             self.dataset,
             self.batch_size,
@@ -298,6 +292,15 @@ class ImageTrainer:
             num_processes=self.accelerator.num_processes,
             **self.dataloader_kwargs,
         )
+        with self._signals, closing(batches), self._log_open(), self._bar() as bar:
+            checkpoint, stopped = self._train(batches, bar)
+        if stopped:
+            self._say(f"stopped after step {self.step} and saved as {checkpoint}: resume = True goes on from there")
+            raise TrainingStopped(self._signals.exit_code, self.step, checkpoint)
+        self._say(self._summary(time.monotonic() - started, self.step - first_step, checkpoint))
+
+    def _train(self, batches: Iterator[dict[str, Tensor]], bar: tqdm) -> tuple[Path, bool]:
+        """The steps; gives the last checkpoint, and whether a signal ended them."""
         seconds = []
         while True:
             started = time.monotonic()
@@ -434,7 +437,7 @@ class ImageTrainer:
             images_per_second=speed,
             skipped_steps=self.skipped_steps,
         )
-        if self.accelerator.trackers and self._utilization_by_speed:
+        if self._utilization_by_speed:  # measured in all processes: the parts of a sharded model work together
             entry["utilization"] = self._utilization_by_speed * speed
         self.accelerator.log(entry, step=self.step)
         return speed
@@ -518,9 +521,10 @@ class ImageTrainer:
         items = [i % len(self.validation_dataset) for i in range(self.accelerator.process_index, length, processes)]
         total, count = torch.zeros((), device=device), 0
         model = self.ema.ema_model
-        with kept_random_state(device), evaluating(list(model.modules())):
+        batches = batches_of(self.validation_dataset, items, self.batch_size, **self.dataloader_kwargs)
+        with kept_random_state(device), evaluating(list(model.modules())), closing(batches):
             set_seed(self.seed, device_specific=True)
-            for batch in batches_of(self.validation_dataset, items, self.batch_size, **self.dataloader_kwargs):
+            for batch in batches:
                 with self.accelerator.autocast():
                     total += len(batch["images"]) * _loss(model, self._to_device(batch)).float()
                 count += len(batch["images"])

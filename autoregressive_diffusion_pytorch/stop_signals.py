@@ -44,7 +44,10 @@ class StopSignals:
             raise KeyboardInterrupt
 
 
-def ignore_stop_signals() -> None:
-    """For processes that work for another, which ends them: a signal to all of them is that one's to heed."""
-    for number in StopSignals.SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
+def leave_stop_signals_to_parent() -> None:
+    """For processes that work for another, which ends them: a signal to all of them is that one's to heed.
+
+    Of SIGTERM that holds for the first only: with another one, the other process ends them if they do not end otherwise.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda number, frame: signal.signal(signal.SIGTERM, signal.SIG_DFL))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, Subset
 from autoregressive_diffusion_pytorch.checks import as_height_and_width, as_tensor
 from autoregressive_diffusion_pytorch.image_dataset import fit_image
 from autoregressive_diffusion_pytorch.random_states import kept_random_state, seed_cpu
-from autoregressive_diffusion_pytorch.stop_signals import ignore_stop_signals
+from autoregressive_diffusion_pytorch.stop_signals import leave_stop_signals_to_parent
 
 # of a DataLoader: what decides which items make a batch
 BATCH_ARGUMENTS = {"batch_size", "shuffle", "sampler", "batch_sampler", "drop_last"}
@@ -80,8 +80,8 @@ class TrainingItems(Dataset):
 
 def endless_batches(
     items: Dataset, batch_size: int, *, seed: int, start: int, process_index: int, num_processes: int, **dataloader_kwargs
-) -> Iterator[dict[str, Tensor]]:
-    """A process's batches of a training that has seen `start` items, in the order of `EndlessShuffle`.
+) -> Generator[dict[str, Tensor], None, None]:
+    """A process's batches of a training that has seen `start` items, in the order of `EndlessShuffle`; to be closed after use.
 
     Raises:
         RuntimeError: if a worker that reads items dies; it says of what.
@@ -90,34 +90,40 @@ def endless_batches(
     return _read(items, dataloader_kwargs, batch_sampler=order)
 
 
-def batches_of(items: Dataset, indices: Sequence[int], batch_size: int, **dataloader_kwargs) -> Iterator[dict[str, Tensor]]:
-    """Batches of some items in their order, each drawn at random, where it is, in the same way every time."""
+def batches_of(
+    items: Dataset, indices: Sequence[int], batch_size: int, **dataloader_kwargs
+) -> Generator[dict[str, Tensor], None, None]:
+    """Batches of some items in their order; what items draw at random is the same every time. To be closed after use."""
     return _read(items, dataloader_kwargs, batch_size=batch_size, sampler=[(i, i) for i in indices])
 
 
-def _read(items: Dataset, dataloader_kwargs: dict, **order: Any) -> Iterator[dict[str, Tensor]]:
+def _read(items: Dataset, dataloader_kwargs: dict, **order: Any) -> Generator[dict[str, Tensor], None, None]:
     init_worker = partial(_init_worker, dataloader_kwargs.get("worker_init_fn"))
     # the loader's own draws come from a generator of its own: the global one is the training's
     settings = dict(generator=torch.Generator()) | dataloader_kwargs | order | dict(worker_init_fn=init_worker)
     batches = iter(DataLoader(SeededItems(items), **settings))
-    while True:
-        try:
+    try:
+        while True:
             with kept_random_state(torch.device("cpu")):  # items seed the generators
                 batch = next(batches, None)
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
-                raise
-            raise RuntimeError(
-                f"a process that reads images ended: {error} Killed means as a rule that the machine was out of memory, and fewer "
-                "num_workers need less; a bus error, that /dev/shm is too small. With num_workers = 0 errors of the dataset show."
-            ) from error
-        if batch is None:
-            return
-        yield batch
+            if batch is None:
+                return
+            yield batch
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise RuntimeError(
+            f"a process that reads images ended: {error} Killed means as a rule that the machine was out of memory, and fewer "
+            "num_workers need less; a bus error, that /dev/shm is too small. With num_workers = 0 errors of the dataset show."
+        ) from error
+    finally:
+        # a process that ends with an error would wait for its workers, and those for it: the error holds on to their iterator
+        if hasattr(batches, "_shutdown_workers"):
+            batches._shutdown_workers()
 
 
 def _init_worker(init: Callable[[int], None] | None, worker: int) -> None:
-    ignore_stop_signals()
+    leave_stop_signals_to_parent()
     if init is not None:
         init(worker)
 

@@ -71,7 +71,8 @@ class TrainingState:
         def write(folder: Path) -> None:
             _save_weights(averaged, folder / AVERAGED)
             _save_weights(online, folder / ONLINE)
-            torch.save(rest, folder / REST)
+            with (folder / REST).open("wb") as file:  # whose errors say more than those of torch's own
+                torch.save(rest, file)
             if self.config is not None:
                 (folder / "config.json").write_text(json.dumps(self.config, indent=2, sort_keys=True))
 

@@ -103,7 +103,7 @@ def work_as_ours(head: str) -> None:
     import torch
 
     import autoregressive_diffusion_pytorch as package
-    from autoregressive_diffusion_pytorch.image_trainer import newest_checkpoint
+    from autoregressive_diffusion_pytorch.checkpoints import newest_checkpoint
     from autoregressive_diffusion_pytorch.solvers import visited_times
 
     def draw(run: str, count: int, file: str, real_labels: str | None = None, **kwargs: str | float) -> dict:

@@ -117,6 +117,17 @@ def test_an_interrupted_write_leaves_what_was_there(tmp_path):
         assert (tmp_path / "checkpoint.1" / "model").read_text() == "old"
 
 
+def test_the_systems_error_is_told(tmp_path):
+    def fail(folder):
+        try:
+            raise OSError("No space left on device")
+        except OSError:
+            raise RuntimeError("unexpected position")  # noqa: B904 - as libraries do that write in C++
+
+    with pytest.raises(OSError, match="untouched: No space left on device"):
+        write_checkpoint(tmp_path, 1, fail)
+
+
 class Died(BaseException):
     """Stands for the end of the process."""
 

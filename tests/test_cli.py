@@ -1,13 +1,17 @@
 import json
+import os
+import signal
 import subprocess
 import sys
 
 import pytest
 import torch
 from click.testing import CliRunner
+from huggingface_hub import ModelCard
 from PIL import Image
 
 from autoregressive_diffusion_pytorch import ImageAutoregressiveFlow, ImageTrainer
+from autoregressive_diffusion_pytorch.checkpoints import best_checkpoint, newest_checkpoint, read_manifest
 from autoregressive_diffusion_pytorch.cli import main
 from autoregressive_diffusion_pytorch.image_trainer import best_precision
 
@@ -336,3 +340,138 @@ def test_help_comes_fast_and_explains_every_option(command):
     assert "Usage:" in result.stdout
     for parameter in main.commands[command[0]].params if command else []:
         assert parameter.param_type_name == "argument" or parameter.help
+
+
+def test_options_reach_the_trainer(call, flowers, monkeypatch):
+    seen = {}
+    init = ImageTrainer.__init__
+
+    def record(trainer, model, **kwargs):
+        seen.update(kwargs)
+        init(trainer, model, **kwargs)
+
+    monkeypatch.setattr(ImageTrainer, "__init__", record)
+    few = TINY[: TINY.index("--steps")]
+    sizes = ("--image-size", 8, "--patch-size", 4)
+    options = (
+        *(
+            "--epochs",
+            2,
+            "--accumulate",
+            2,
+            "--weight-decay",
+            0.3,
+            "--max-grad-norm",
+            0.5,
+            "--nonfinite",
+            "skip",
+            "--hold-out",
+            0.3,
+        ),
+        *("--cache", "--gradient-checkpointing", "--keep-last", 7, "--seed", 5, "--log-with", "tensorboard"),
+    )
+    succeeded(call("train", flowers, *few, *sizes, *options, "--run", "run"))
+    expected = dict(
+        num_train_steps=None, num_epochs=2, max_grad_norm=0.5, nonfinite="skip", gradient_checkpointing=True, keep_last=7
+    )
+    assert expected.items() <= seen.items()
+    assert seen["adam_kwargs"] == dict(weight_decay=0.3)
+    assert seen["seed"] == 5
+    assert seen["accelerate_kwargs"]["gradient_accumulation_steps"] == 2
+    assert (len(seen["dataset"]), len(seen["validation_dataset"])) == (4, 2)
+    assert set(seen["dataset"].indices).isdisjoint(seen["validation_dataset"].indices)
+    assert seen["dataset"].dataset._cache is not None
+    assert read_manifest(newest_checkpoint("run/checkpoints"))["validation_loss"] > 0
+    assert "exclude each other" in failed(call("train", *TINY, "--epochs", 2))
+    assert "leaves none of 6 images to train on" in failed(call("train", flowers, *TINY, *sizes, "--hold-out", 0.9))
+
+    held_out = seen["validation_dataset"].indices
+    succeeded(call("resume", "run", "--steps", 3, "--learning-rate", 0.5, "--nonfinite", "stop"))
+    assert seen["validation_dataset"].indices == held_out
+    assert (seen["num_train_steps"], seen["num_epochs"], seen["learning_rate"], seen["nonfinite"]) == (3, None, 0.5, "stop")
+
+
+def test_a_signal_ends_with_how_to_go_on(call, monkeypatch):
+    agree = ImageTrainer._agree
+
+    def signalled(trainer, *args):
+        if trainer.step == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return agree(trainer, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ImageTrainer, "_agree", signalled)
+        result = call("train", *TINY, "--steps", 4)
+    assert result.exit_code == 143
+    assert "stopped after step 2 and saved as runs/digits/checkpoints/checkpoint.2" in result.stderr
+    assert result.stderr.strip().endswith("go on with: ardiff resume runs/digits")
+    result = succeeded(call("resume", "runs/digits"))
+    assert result.stdout == "runs/digits/samples/results.4.png\n"
+
+
+def test_a_loss_that_is_not_finite_is_told_in_a_line(call, monkeypatch):
+    monkeypatch.setattr(ImageAutoregressiveFlow, "forward", lambda model, images, **_: model.model.start_token.sum() * float("nan"))
+    output = failed(call("train", *TINY))
+    assert "not finite at step 1" in output
+    assert "go on from the last checkpoint with: ardiff resume runs/digits" in output
+
+
+def test_a_damaged_image_is_named_by_a_worker_too(call, flowers):
+    (flowers / "0.jpg").write_bytes(b"no picture")
+    output = failed(call("train", flowers, *TINY, "--image-size", 8, "--patch-size", 4, "--workers", 1))
+    assert "flowers/0.jpg cannot be read as an image" in output
+    assert "--skip-damaged leaves such files out" in output
+    assert "Traceback" not in output
+
+
+def test_damaged_checkpoints(call):
+    succeeded(call("train", *TINY, "--checkpoint-every", 1))
+    weights = "runs/digits/checkpoints/checkpoint.2/model.safetensors"
+    with open(weights, "ab") as file:
+        file.write(b"more")
+    with pytest.warns(UserWarning, match="a damaged checkpoint is passed over: .*checkpoint.2/model.safetensors"):
+        succeeded(call("sample", "runs/digits", "--count", 1))
+    assert "model.safetensors holds" in failed(call("sample", "runs/digits", "--count", 1, "--checkpoint", 2))
+    assert "no checkpoint of step 7" in failed(call("export", "runs/digits", "out", "--checkpoint", 7))
+
+
+@pytest.mark.parametrize("labels", [(), ("--labels",)])
+def test_exports_a_model_with_its_card(call, tmp_path, labels):
+    succeeded(call("train", *TINY, *labels, "--hold-out", 0.01, "--checkpoint-every", 1))
+    result = succeeded(call("export", "runs/digits", "out/model"))
+    assert result.stdout == "out/model\n"
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"model"}
+    files = {path.name for path in (tmp_path / "out/model").iterdir()}
+    assert files == {"README.md", "config.json", "model.safetensors", "samples.png"}
+    card = ModelCard.load("out/model/README.md")
+    assert card.data.library_name == "autoregressive-diffusion-pytorch"
+    assert "![samples](samples.png)" in card.text
+    for fact in ("| images | digits |", "| steps | ", "| validation loss | ", "on 1.0% of the images", "ImageAutoregressiveFlow"):
+        assert fact in card.text, fact
+    assert ("| labels | 0, 1, 2" in card.text) == bool(labels)
+    best = best_checkpoint("runs/digits/checkpoints")
+    model, expected = (ImageAutoregressiveFlow.from_pretrained(folder) for folder in ("out/model", best))
+    for name, value in expected.state_dict().items():
+        assert torch.equal(model.state_dict()[name], value)
+    assert "is not empty: name another one" in failed(call("export", "runs/digits", "out/model"))
+    (tmp_path / "empty").mkdir()
+    succeeded(call("export", "runs/digits", "empty", "--checkpoint", 1))
+
+
+def test_two_processes_share_a_run_and_its_samples(tmp_path):
+    environment = os.environ | dict(ACCELERATE_USE_CPU="true", OMP_NUM_THREADS="1")
+    launcher = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+
+    def launch(*arguments):
+        command = [*launcher, "-m", "autoregressive_diffusion_pytorch", *map(str, arguments)]
+        result = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=120)
+        assert result.returncode == 0, result.stderr[-3000:]
+        return result.stdout
+
+    assert launch("train", *TINY) == "runs/digits/samples/results.2.png\n"
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["digits"]
+    options = ("sample", "runs/digits", "--count", 5, "--batch-size", 2, "--steps", 2, "--output")
+    assert launch(*options, "two.png") == "two.png\n"
+    command = [sys.executable, "-W", "ignore", "-m", "autoregressive_diffusion_pytorch", *map(str, options), "one.png"]
+    subprocess.run(command, check=True, capture_output=True, env=environment, cwd=tmp_path)
+    assert Image.open(tmp_path / "one.png").tobytes() == Image.open(tmp_path / "two.png").tobytes()

@@ -1,9 +1,12 @@
 import json
+import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from helpers import stir
+from huggingface_hub import HfApi, ModelCard
 
 from autoregressive_diffusion_pytorch import (
     AutoregressiveDiffusion,
@@ -69,3 +72,33 @@ def test_an_argument_that_is_no_json_value_is_named_on_saving(tmp_path):
     model = AutoregressiveFlow(**SMALL, max_seq_len=4, decoder_kwargs=decoder_kwargs)
     with pytest.raises(ValueError, match="AutoregressiveFlow cannot be saved, its argument decoder_kwargs is no JSON value"):
         model.save_pretrained(tmp_path)
+
+
+def test_a_card_tells_what_it_is_told(tmp_path):
+    model = AutoregressiveFlow(**SMALL, max_seq_len=4)
+    card = dict(title="Four tokens", grid="samples.png", training={"images": "flowers", "steps": "1,000"})
+    model.save_pretrained(tmp_path / "told", model_card_kwargs=card)
+    told = ModelCard.load(tmp_path / "told" / "README.md")
+    assert told.text.strip().startswith("# Four tokens")
+    for part in ("![samples](samples.png)", "| images | flowers |\n| steps | 1,000 |", '"max_seq_len": 4'):
+        assert part in told.text
+    assert f"{sum(p.numel() for p in model.parameters()):,} parameters" in told.text
+    model.save_pretrained(tmp_path / "plain")
+    plain = ModelCard.load(tmp_path / "plain" / "README.md")
+    assert plain.text.strip().startswith("# AutoregressiveFlow")
+    assert "## Training" not in plain.text
+    assert "![" not in plain.text
+    (snippet,) = re.findall(r"```python\n(.*?)```", plain.text, flags=re.DOTALL)
+    exec(snippet.replace("path or name of this folder", str(tmp_path / "plain")), {})
+
+
+def test_pushes_to_the_hub_what_it_saves(monkeypatch):
+    uploads = {}
+
+    def upload_folder(api, *, repo_id, folder_path, **kwargs):
+        uploads[repo_id] = sorted(path.name for path in folder_path.iterdir())
+
+    monkeypatch.setattr(HfApi, "create_repo", lambda api, repo_id, **kwargs: SimpleNamespace(repo_id=repo_id))
+    monkeypatch.setattr(HfApi, "upload_folder", upload_folder)
+    AutoregressiveFlow(**SMALL, max_seq_len=4).push_to_hub("someone/tokens")
+    assert uploads == {"someone/tokens": ["README.md", "config.json", "model.safetensors"]}
