@@ -34,6 +34,7 @@ setup(
         "numpy",
         "pillow>=10.1",
         "safetensors>=0.4",
+        "simplejpeg>=1.7",
         "tensorboard>=2.10",
         "torch>=2.5",
         "torchvision>=0.20",

@@ -259,6 +259,7 @@ class ImageTrainer:
         self._random_state = None  # to go on with; none at the start
         self._skips_in_a_row = 0
         self._losses = RunningAverage()
+        self._validation_loss: float | None = None
         self._best_loss = math.inf
         self._deadline = math.inf
         self._signals = StopSignals()
@@ -462,7 +463,7 @@ class ImageTrainer:
             f"{speed:.0f} images/s with all that was saved and drawn",
             f"loss {self._losses.average:.4f}",
         ]
-        if self._best_loss < math.inf:
+        if self._validation_loss is not None:
             parts.append(f"validation loss {self._validation_loss:.4f}, at best {self._best_loss:.4f}")
         if self.skipped_steps:
             parts.append(f"{self.skipped_steps} steps skipped")
@@ -542,11 +543,10 @@ class ImageTrainer:
         Raises:
             OSError: if it cannot be written; what was saved before is untouched.
         """
-        validation_loss = None
-        if validate and self.validation_dataset is not None:
-            self._validation_loss = validation_loss = self.validate()
-            self._best_loss = min(self._best_loss, validation_loss)
-            self.accelerator.log(dict(validation_loss=validation_loss), step=self.step)
+        self._validation_loss = self.validate() if validate and self.validation_dataset is not None else None
+        if self._validation_loss is not None:
+            self._best_loss = min(self._best_loss, self._validation_loss)
+            self.accelerator.log(dict(validation_loss=self._validation_loss), step=self.step)
         write = self._training.collect(
             images_seen=self.images_seen,
             skipped_steps=self.skipped_steps,
@@ -555,7 +555,7 @@ class ImageTrainer:
             random_states=gather_object([random_state(self.accelerator.device)]),
         )
         if self.is_main:
-            write_checkpoint(self.checkpoints_folder, self.step, write, validation_loss=validation_loss)
+            write_checkpoint(self.checkpoints_folder, self.step, write, validation_loss=self._validation_loss)
             if self.keep_last is not None:
                 remove_old_checkpoints(self.checkpoints_folder, self.keep_last, up_to=self.step)
         self.accelerator.wait_for_everyone()

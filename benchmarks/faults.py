@@ -16,7 +16,6 @@ import math
 import os
 import random
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -25,6 +24,7 @@ import warnings
 from pathlib import Path
 
 import numpy as np
+import psutil
 import torch
 from PIL import Image
 from safetensors.torch import load_file
@@ -41,15 +41,18 @@ TRAINING = (
 
 
 def command(arguments: list[str], processes: int) -> list[str]:
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)] if processes > 1 else []
-    return [sys.executable, "-W", "ignore", *launcher, "-m", "autoregressive_diffusion_pytorch", *arguments]
+    package = ["-m", "autoregressive_diffusion_pytorch"]
+    if processes == 1:
+        return [sys.executable, "-W", "ignore", *package, *arguments]
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    return [sys.executable, "-W", "ignore", *launcher, *package, "--", *arguments]
 
 
 def start(arguments: list[str], processes: int, log: Path) -> subprocess.Popen:
-    """A command in a process group of its own."""
+    """A command in the background."""
     environment = os.environ | dict(ACCELERATE_USE_CPU="true", OMP_NUM_THREADS="1")
     with log.open("ab") as file:
-        return subprocess.Popen(command(arguments, processes), stdout=file, stderr=file, env=environment, start_new_session=True)
+        return subprocess.Popen(command(arguments, processes), stdout=file, stderr=file, env=environment)
 
 
 def finish(arguments: list[str], processes: int, log: Path) -> None:
@@ -95,8 +98,13 @@ def kill(run: Path, process: subprocess.Popen, step: int, delay: float, while_sa
         saving = any(name.endswith(".partial") for name in names)
         if time.monotonic() > deadline and (saving or not while_saving):
             break
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
+    # the launcher's processes have groups of their own
+    with contextlib.suppress(psutil.NoSuchProcess):
+        family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+        for member in family:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                member.kill()
+        psutil.wait_procs(family[1:])
     process.wait()
     left = os.listdir(run / "checkpoints") if (run / "checkpoints").is_dir() else []
     return saved, any(name.endswith((".partial", ".replaced")) for name in left)
@@ -178,7 +186,7 @@ def full_disk(folder: Path) -> bool:
             )
             good += code != 0 and said and equal
         finally:
-            subprocess.run(["umount", str(disk)], check=True)
+            subprocess.run(["umount", "--lazy", str(disk)], check=True)
     print(f"{good} of {len(sizes)} full disks stopped the run with an error and lost nothing")
     return good == len(sizes)
 

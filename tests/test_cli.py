@@ -463,7 +463,7 @@ def test_two_processes_share_a_run_and_its_samples(tmp_path):
     launcher = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 
     def launch(*arguments):
-        command = [*launcher, "-m", "autoregressive_diffusion_pytorch", *map(str, arguments)]
+        command = [*launcher, "-m", "autoregressive_diffusion_pytorch", "--", *map(str, arguments)]
         result = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=120)
         assert result.returncode == 0, result.stderr[-3000:]
         return result.stdout

@@ -372,6 +372,26 @@ def test_malformed_files_are_named_or_read_as_pillow_does(tmp_path, ending):
     assert all(str(path) in fault for fault in faults)
 
 
+def test_a_jpeg_whose_data_were_changed_is_named(tmp_path):
+    """JPEG has no checksum, yet most changes are no valid code any more: they must not load as noise."""
+    random = np.random.default_rng(0)
+    colours = random.integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    path = tmp_path / "a.jpg"
+    Image.fromarray(colours).resize((64, 64), Image.Resampling.BICUBIC).save(path, quality=90)
+    original = path.read_bytes()
+    expected = read_image(path, (64, 64), 3)
+    noise = 0
+    for _ in range(100):
+        start = int(random.integers(len(original) // 2, len(original) - 70))
+        path.write_bytes(original[:start] + random.bytes(64) + original[start + 64 :])
+        try:
+            image = read_image(path, (64, 64), 3)
+        except DamagedImageError:
+            continue
+        noise += bool((image - expected).abs().mean() > 0.02)
+    assert noise <= 10
+
+
 def test_digits():
     images, labels = digits()
     assert images.shape == (1797, 1, 8, 8)

@@ -26,7 +26,7 @@ def make_head(head_class, kwargs, dim_cond=6, dim_input=4, width=16, depth=2):
 
 def train(head, draw_batch, steps, learning_rate=5e-3):
     """Trains a head on `draw_batch() -> tokens, cond`."""
-    optimizer = torch.optim.AdamW(head.parameters(), lr=learning_rate, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(head.parameters(), lr=learning_rate, weight_decay=0.0, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps, pct_start=0.1)
     for _ in range(steps):
         head(*draw_batch()).mean().backward()
@@ -346,8 +346,8 @@ def test_learns_a_gaussian_whose_mean_depends_on_the_condition(head_class, kwarg
     std = torch.tensor([0.3, 0.6])
 
     def draw_batch():
-        cond = torch.rand(512, 2) * 2 - 1
-        return cond @ slope + std * torch.randn(512, 2), cond
+        cond = torch.rand(256, 2) * 2 - 1
+        return cond @ slope + std * torch.randn(256, 2), cond
 
     head = train(make_head(head_class, kwargs, dim_cond=2, dim_input=2, width=64), draw_batch, steps=1200)
     conds = torch.tensor([[0.0, 0.0], [0.9, -0.5], [-0.6, 0.8]])
@@ -372,7 +372,7 @@ def test_learns_a_mixture(head_class, kwargs):
 
     head = train(
         make_head(head_class, kwargs, dim_cond=1, dim_input=2, width=64, depth=3),
-        lambda: (draw_mixture(512), torch.zeros(512, 1)),
+        lambda: (draw_mixture(256), torch.zeros(256, 1)),
         steps=1200,
     )
     mean = weights @ centres
