@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
@@ -49,18 +50,20 @@ def write_checkpoint(folder: Path, step: int, write: Callable[[Path], None], **f
         os.replace(partial, target)
         _sync(folder)
     except Exception as error:
-        raise OSError(f"{target} could not be written, what was saved before is untouched: {_root_cause(error)}") from error
+        cause = _system_error(error)
+        if cause is None:
+            raise
+        raise OSError(f"{target} could not be written, what was saved before is untouched: {cause}") from error
     finally:
         finish_interrupted(folder)
     return target
 
 
-def _root_cause(error: BaseException) -> BaseException:
-    """The system's error behind one of a library, where there is one: "No space left on device" says more than a wrong position."""
-    cause = error
-    while cause is not None and not isinstance(cause, OSError):
-        cause = cause.__context__
-    return cause or error
+def _system_error(error: BaseException | None) -> OSError | None:
+    """The system's error behind one of a library: "No space left on device" says more than a wrong position in a file."""
+    while error is not None and not isinstance(error, OSError):
+        error = error.__context__
+    return error
 
 
 def finish_interrupted(folder: Path) -> None:
@@ -78,7 +81,7 @@ def finish_interrupted(folder: Path) -> None:
 def remove_old_checkpoints(folder: Path, keep_last: int, up_to: int) -> None:
     """Removes all but the last `keep_last` of the checkpoints up to a step, and the one with the lowest validation loss."""
     paths = [path for path in list_checkpoints(folder) if step_of(path) <= up_to]
-    losses = {path: loss for path in paths if (loss := _validation_loss(path)) is not None}
+    losses = {path: loss for path in paths if (loss := validation_loss(path)) is not None}
     best = min(losses, key=losses.get) if losses else None
     for path in paths[:-keep_last]:
         if path != best:
@@ -108,7 +111,7 @@ def best_checkpoint(folder: str | Path) -> Path | None:
     `newest_checkpoint`."""
 
     def rank(path: Path) -> tuple[float, int]:
-        loss = _validation_loss(path)
+        loss = validation_loss(path)
         return float("inf") if loss is None else loss, -step_of(path)
 
     return _first_whole(sorted(list_checkpoints(folder), key=rank))
@@ -158,11 +161,13 @@ def read_manifest(checkpoint: Path) -> dict:
         raise DamagedCheckpointError(f"{path} cannot be read: {error!r}") from error
 
 
-def _validation_loss(checkpoint: Path) -> float | None:
+def validation_loss(checkpoint: Path) -> float | None:
+    """The validation loss of a checkpoint; None if it has none, or none that is finite."""
     try:
-        return read_manifest(checkpoint).get("validation_loss")
+        loss = read_manifest(checkpoint).get("validation_loss")
     except DamagedCheckpointError:
         return None
+    return loss if loss is not None and math.isfinite(loss) else None
 
 
 def _sha256(path: Path) -> str:

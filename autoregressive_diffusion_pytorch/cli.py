@@ -8,7 +8,8 @@ from __future__ import annotations
 import atexit
 import json
 import math
-import shutil
+import os
+import tempfile
 import warnings
 from itertools import count as count_up
 from pathlib import Path
@@ -112,7 +113,7 @@ def main() -> None:
     show_default=True,
     help="Mixed precision; auto is bf16 where the device has instructions for it.",
 )
-@click.option("--gradient-checkpointing", is_flag=True, help="Less memory, a third more time.")
+@click.option("--gradient-checkpointing", is_flag=True, help="Less memory, a quarter more time.")
 @click.option("--compile", is_flag=True, help="Compile the model with torch.compile first.")
 @click.option("--workers", type=click.IntRange(0), default=0, show_default=True, help="Processes that read images in advance.")
 @click.option("--sample-every", type=click.IntRange(1), default=500, show_default=True, help="Steps between grids of samples.")
@@ -195,6 +196,7 @@ def train(source: str, run_folder: Path | None, **options) -> None:
     dataset, config["classes"] = _dataset(config)
     config["model"]["num_classes"] = config["classes"] and len(config["classes"])
     trainer = _build(config, dataset, run_folder)
+    config |= dict(used_precision=trainer.accelerator.mixed_precision, num_images=len(dataset))
     trainer.accelerator.wait_for_everyone()  # until all have seen that the run's folder is free
     if trainer.is_main:
         run_folder.mkdir(parents=True, exist_ok=True)
@@ -222,6 +224,11 @@ def resume(run_folder: Path, steps: int | None, minutes: float | None, learning_
         raise click.ClickException(
             f"{config['source']} has other classes than when the run was started: {_listed(classes)} instead of "
             f"{_listed(config['classes'])}"
+        )
+    if config["hold_out"] > 0 and config["num_images"] not in (None, len(dataset)):
+        raise click.ClickException(
+            f"{config['source']} holds {len(dataset)} images, {config['num_images']} when the run was started: other ones would be "
+            "held out"
         )
     trainer = _build(config, dataset, run_folder, resume=True)
     if trainer.step >= trainer.num_train_steps:
@@ -355,24 +362,23 @@ def export(run_folder: Path, folder: Path, checkpoint: int | None) -> None:
 
     `from_pretrained(DIR)` of the model's class loads it; `hf upload NAME DIR` shares it.
     """
-    from autoregressive_diffusion_pytorch.checkpoints import best_checkpoint
+    from autoregressive_diffusion_pytorch.checkpoints import best_checkpoint, step_of
 
     config = _read_config(run_folder)
     source = _checkpoint(run_folder, checkpoint, best_checkpoint)
     if folder.exists() and (folder.is_file() or any(folder.iterdir())):
         raise click.ClickException(f"{folder} is not empty: name another one")
-    partial = folder.with_name(f"{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
     card = dict(title=f"{run_folder.resolve().name}: {config['head']}", training=_training_facts(config, source))
-    grids = sorted((run_folder / "samples").glob("results.*.png"), key=lambda path: int(path.name.split(".")[1]))
-    if grids:
-        shutil.copyfile(grids[-1], partial / "samples.png")
-        card["grid"] = "samples.png"
-    _model_class(config).from_pretrained(source).save_pretrained(partial, model_card_kwargs=card)
-    if folder.exists():
-        folder.rmdir()
-    partial.replace(folder)
+    grids = {int(path.name.split(".")[1]): path for path in (run_folder / "samples").glob("results.*.png")}
+    drawn = [step for step in grids if step <= step_of(source)]
+    if drawn:
+        card["grid"] = grids[max(drawn)]
+    with tempfile.TemporaryDirectory(dir=folder.parent) as partial:
+        _model_class(config).from_pretrained(source).save_pretrained(Path(partial) / "model", model_card_kwargs=card)
+        if folder.exists():
+            folder.rmdir()
+        (Path(partial) / "model").replace(folder)
     click.echo(folder)
 
 
@@ -386,7 +392,7 @@ def _training_facts(config: dict, checkpoint: Path) -> dict[str, str]:
         "steps": f"{manifest['step']:,}",
         "images a step": f"{trainer['batch_size'] * config['accumulate']} in each process",
         "learning rate": f"{trainer['learning_rate']:g}, {trainer['lr_schedule']}",
-        "precision": config["precision"],
+        "precision": config["used_precision"],
         "seed": config["seed"],
     }
     if config["classes"]:
@@ -494,7 +500,7 @@ def _read_config(run_folder: Path) -> dict:
     except FileNotFoundError:
         raise click.ClickException(f"{run_folder} holds no config.json: it is not the folder of a run") from None
     # of runs of earlier versions, which had no such options
-    defaults = dict(classes=None, accumulate=1, compile=False, hold_out=0.0)
+    defaults = dict(classes=None, accumulate=1, compile=False, hold_out=0.0, num_images=None, used_precision=config["precision"])
     return defaults | config | dict(dataset=dict(labels_from_folders=False) | config["dataset"])
 
 
@@ -555,7 +561,9 @@ def _build(config: dict, dataset, run_folder: Path, resume: bool = False):
 
     from autoregressive_diffusion_pytorch.image_trainer import ImageTrainer, best_precision
 
-    precision = best_precision() if config["precision"] == "auto" else config["precision"]
+    precision = config["precision"]
+    if precision == "auto":  # accelerate's own configuration first
+        precision = None if os.environ.get("ACCELERATE_MIXED_PRECISION", "no") != "no" else best_precision()
     held_out = None
     if config["hold_out"] > 0:
         count = math.ceil(config["hold_out"] * len(dataset))
@@ -589,6 +597,7 @@ def _build(config: dict, dataset, run_folder: Path, resume: bool = False):
 def _train(trainer, run_folder: Path) -> None:
     from autoregressive_diffusion_pytorch.image_dataset import DamagedImageError
     from autoregressive_diffusion_pytorch.image_trainer import TrainingStopped
+    from autoregressive_diffusion_pytorch.training_data import DeadWorkerError
 
     def tell(message, **kwargs) -> None:
         if trainer.is_main:
@@ -602,7 +611,7 @@ def _train(trainer, run_folder: Path) -> None:
         raise click.ClickException(f"{fault}\n--skip-damaged leaves such files out") from error
     except FloatingPointError as error:
         raise click.ClickException(f"{error}\ngo on from the last checkpoint with: ardiff resume {run_folder}") from error
-    except OSError as error:
+    except (OSError, DeadWorkerError) as error:
         raise click.ClickException(str(error)) from error
     except TrainingStopped:
         tell(f"go on with: ardiff resume {run_folder}", err=True)

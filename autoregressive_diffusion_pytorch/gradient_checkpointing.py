@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 from torch.nn import Module
 from torch.utils.checkpoint import checkpoint
@@ -22,4 +24,10 @@ def checkpoint_gradients(layer: Module) -> None:
     The numbers stay the same, random ones too; a training step takes the time of one more forward pass of the layer.
     """
     if not isinstance(layer, _Checkpointed):
-        layer.__class__ = type(layer.__class__.__name__, (_Checkpointed, layer.__class__), {})
+        layer.__class__ = _checkpointed(layer.__class__)
+
+
+@cache
+def _checkpointed(cls: type[Module]) -> type[Module]:
+    """One class for all layers of a class: what wraps layers by their class finds them all."""
+    return type(cls.__name__, (_Checkpointed, cls), {})

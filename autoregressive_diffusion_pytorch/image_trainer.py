@@ -8,7 +8,8 @@ import logging
 import math
 import sys
 import time
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -17,24 +18,33 @@ from typing import Literal
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, fsdp2_prepare_model, gather_object, send_to_device, set_seed
+from accelerate.utils import (
+    DistributedType,
+    broadcast_object_list,
+    fsdp2_prepare_model,
+    gather_object,
+    parse_flag_from_env,
+    send_to_device,
+    set_seed,
+)
 from ema_pytorch import EMA
 from torch import Tensor
 from torch.distributed.fsdp import register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 from torch.nn import Module
 from torch.optim import AdamW
-from torch.utils.data import Dataset, default_collate
+from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from autoregressive_diffusion_pytorch.checkpoints import (
+    finish_interrupted,
     list_checkpoints,
     newest_checkpoint,
     remove_old_checkpoints,
-    step_of,
+    validation_loss,
     write_checkpoint,
 )
-from autoregressive_diffusion_pytorch.checks import check_above_zero, check_choice, check_positive_int
+from autoregressive_diffusion_pytorch.checks import as_tensor, check_above_zero, check_choice, check_positive_int
 from autoregressive_diffusion_pytorch.image_grids import labels_by_row, save_image_grid
 from autoregressive_diffusion_pytorch.modes import evaluating
 from autoregressive_diffusion_pytorch.optimization import learning_rate_at, parameter_groups
@@ -42,10 +52,17 @@ from autoregressive_diffusion_pytorch.pretrained import Pretrained
 from autoregressive_diffusion_pytorch.random_states import kept_random_state, random_state, set_random_state
 from autoregressive_diffusion_pytorch.running_average import RunningAverage
 from autoregressive_diffusion_pytorch.stop_signals import StopSignals
-from autoregressive_diffusion_pytorch.training_data import BATCH_ARGUMENTS, TrainingItems, batches_of, endless_batches
+from autoregressive_diffusion_pytorch.training_data import (
+    BATCH_ARGUMENTS,
+    TrainingItems,
+    batches_of,
+    dead_workers_explained,
+    endless_batches,
+)
 from autoregressive_diffusion_pytorch.training_state import TrainingState
 from autoregressive_diffusion_pytorch.utilization import matmul_rate, training_flops
 
+ONE_AN_IMAGE = {"labels", "cond", "cond_mask", "guidance_scale"}  # arguments of `sample`
 SKIPS_IN_A_ROW = 25  # of steps that are not finite: weights that are broken give no other any more
 
 logger = logging.getLogger(__name__)
@@ -104,7 +121,7 @@ class ImageTrainer:
             weights, or "skip" the step and go on, up to 25 times in a row. Either names the step. (In fp16 the gradient scaler
             skips steps where only the gradient is not finite: that is how it finds its scale.)
         gradient_checkpointing: keep less for the backward pass and compute it again, of a model that has
-            `checkpoint_gradients()`: less memory, a third more time.
+            `checkpoint_gradients()`: less memory, a quarter more time.
         checkpoints_folder: holds one folder for each checkpoint, `checkpoint.STEP`, which `from_pretrained` of the model's class
             can load: the averaged weights and the model's arguments, with the state of the training beside them. With several
             machines, all of them must see it.
@@ -181,6 +198,9 @@ class ImageTrainer:
         )
         check_choice("lr_schedule", lr_schedule, ("constant", "cosine"))
         check_choice("nonfinite", nonfinite, ("stop", "skip"))
+        for name, value, highest in (("warmup_steps", warmup_steps, math.inf), ("seed", seed, 2**31 - 1)):
+            if type(value) is not int or not 0 <= value <= highest:
+                raise ValueError(f"{name} must be a whole number from 0 to {highest}, got {value!r}")
         for name, given in (("dataset", dataset), ("validation_dataset", validation_dataset)):
             if name == "dataset" or given is not None:
                 _check_dataset(name, given)
@@ -213,11 +233,10 @@ class ImageTrainer:
                 f"checkpoints_folder {self.checkpoints_folder} already holds {there[-1].name}: "
                 "resume = True goes on from there, another folder starts anew"
             )
-        newest = newest_checkpoint(self.checkpoints_folder) if resume else None
-        if resume and newest is None:
-            raise FileNotFoundError(f"nothing to resume: {self.checkpoints_folder} holds no whole checkpoint")
-
-        self.accelerator = Accelerator(**dict(log_with=log_with, project_dir=str(logs_folder)) | (accelerate_kwargs or {}))
+        accelerate_kwargs = dict(log_with=log_with, project_dir=str(logs_folder)) | (accelerate_kwargs or {})
+        self.accelerator = Accelerator(**accelerate_kwargs)
+        _check_trackers(accelerate_kwargs["log_with"], self.accelerator.log_with)
+        newest = self._newest_checkpoint() if resume else None
         if self.accelerator.distributed_type == DistributedType.FSDP and not self.accelerator.is_fsdp2:
             raise ValueError("FSDP needs fsdp_version = 2 in accelerate's configuration")
         # a process that ends within its group may be aborted at the very end
@@ -252,7 +271,7 @@ class ImageTrainer:
         average = average.to(self.accelerator.device)
         self.ema = EMA(model, ema_model=average, include_online_model=False, **(ema_defaults | (ema_kwargs or {})))
 
-        self._training = TrainingState(self.accelerator, self.model, model, self.optimizer.optimizer, self.ema, self.config)
+        self._training = TrainingState(self.accelerator, model, self.optimizer.optimizer, self.ema, self.config)
         self.step = 0
         self.images_seen = 0
         self.skipped_steps = 0
@@ -265,6 +284,16 @@ class ImageTrainer:
         self._signals = StopSignals()
         if resume:
             self.load(newest)
+
+    def _newest_checkpoint(self) -> Path:
+        newest = None
+        if self.is_main:  # the others need not read all of it
+            finish_interrupted(self.checkpoints_folder)
+            newest = newest_checkpoint(self.checkpoints_folder)
+        (newest,) = broadcast_object_list([newest])
+        if newest is None:
+            raise FileNotFoundError(f"nothing to resume: {self.checkpoints_folder} holds no whole checkpoint")
+        return newest
 
     @property
     def is_main(self) -> bool:
@@ -293,7 +322,8 @@ class ImageTrainer:
             num_processes=self.accelerator.num_processes,
             **self.dataloader_kwargs,
         )
-        with self._signals, closing(batches), self._log_open(), self._bar() as bar:
+        with self._signals, dead_workers_explained(), closing(batches), self._log_open(), self._bar() as bar:
+            self._make_up()
             checkpoint, stopped = self._train(batches, bar)
         if stopped:
             self._say(f"stopped after step {self.step} and saved as {checkpoint}: resume = True goes on from there")
@@ -325,6 +355,22 @@ class ImageTrainer:
             if last:
                 return checkpoint, stopped
 
+    def _make_up(self) -> None:
+        """Validates and draws where the run that went before had no time to: it was stopped at this step, or broke off after it."""
+        wanted = [False, False]
+        if self.is_main and self.step > 0:
+            checkpoint = self.checkpoints_folder / f"checkpoint.{self.step}"
+            is_validated = self.validation_dataset is None or validation_loss(checkpoint) is not None
+            wanted = [
+                self.step % self.checkpoint_every == 0 and not is_validated,
+                self.step % self.save_results_every == 0 and not self._grid_path.exists(),
+            ]
+        validate, draw = broadcast_object_list(wanted)
+        if validate:
+            self.save()
+        if draw:
+            self.save_results()
+
     def _start_random_numbers(self) -> None:
         if self._random_state is not None:
             set_random_state(self._random_state, self.accelerator.device)
@@ -348,8 +394,11 @@ class ImageTrainer:
             losses.append(loss.detach())
         norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.max_grad_norm)
         result = self._agree(torch.stack(losses).mean(), norm)
-        if result.is_finite or self.accelerator.scaler is not None:
+        scaler = self.accelerator.scaler  # of fp16: it leaves out steps whose gradient is not finite, and learns of them
+        if result.is_finite or (scaler is not None and math.isfinite(result.loss)):
             self.optimizer.step()
+        elif scaler is not None:
+            scaler.update()
         if result.is_finite and not self.accelerator.optimizer_step_was_skipped:
             self.ema.update()
         self.optimizer.zero_grad()
@@ -453,7 +502,8 @@ class ImageTrainer:
                 flops = training_flops(self.unwrapped_model, partial(_loss, batch=self._batch))
             return flops / self.batch_size / matmul_rate(device, dtype) / self.accelerator.num_processes
         except Exception as error:  # no reason to end a training
-            logger.warning("the utilization is not logged, it cannot be measured: %r", error)
+            if self.is_main:
+                logger.warning("the utilization is not logged, it cannot be measured: %r", error)
             return 0.0
 
     def _summary(self, seconds: float, steps: int, checkpoint: Path) -> str:
@@ -479,13 +529,33 @@ class ImageTrainer:
         share = math.ceil(count / self.accelerator.num_processes)
         own = torch.arange(process * share, (process + 1) * share).clamp(max=count - 1)  # the same number in each, to be gathered
         kwargs = {name: given[own].to(device) for name, given in conditions.items()} | self.sample_kwargs
+        if self.accelerator.num_processes > 1:
+            kwargs |= {name: _part(kwargs[name], own, count) for name in ONE_AN_IMAGE & self.sample_kwargs.keys()}
+        model = self.ema.ema_model
         # a training that missed a grid must not go on otherwise than one that did not
-        with kept_random_state(device), torch.no_grad():
+        with kept_random_state(device), evaluating(list(model.modules())), torch.no_grad():
             generator = torch.Generator(device).manual_seed(process)
-            images = self.ema.ema_model.sample(batch_size=share, generator=generator, **kwargs)
+            images = model.sample(batch_size=share, generator=generator, **kwargs)
         images = self.accelerator.gather(images.contiguous())[:count]
+        self._write(lambda: save_image_grid(images, self._grid_path, columns, row_names))
+
+    @property
+    def _grid_path(self) -> Path:
+        return self.results_folder / f"results.{self.step}.png"
+
+    def _write(self, write: Callable[[], None]) -> None:
+        """Lets the main process write; if it cannot, all raise the same error, and none waits for it."""
+        fault = None
         if self.is_main:
-            save_image_grid(images, self.results_folder / f"results.{self.step}.png", columns, row_names)
+            try:
+                write()
+            except OSError as error:
+                if self.accelerator.num_processes == 1:
+                    raise
+                fault = str(error)
+        (fault,) = broadcast_object_list([fault])
+        if fault is not None:
+            raise OSError(fault)
 
     @cached_property
     def _grid_layout(self) -> tuple[dict[str, Tensor], int | None, list[str] | None]:
@@ -502,16 +572,20 @@ class ImageTrainer:
         return dict(labels=labels), columns, [names[i] for i in labels[::columns]]
 
     def _conditions_of_first(self, count: int) -> dict[str, Tensor]:
-        """Labels and vectors of the first items of the dataset."""
-        with kept_random_state(torch.device("cpu")):  # augmentations draw random numbers: the training's are not to change
-            items = [self.dataset[i] for i in range(min(count, len(self.dataset)))]
-        return default_collate([{name: part for name, part in item.items() if name != "images"} for item in items])
+        """Labels and vectors of the first items of the dataset, always the same."""
+        count = min(count, len(self.dataset))
+        collate = {name: given for name, given in self.dataloader_kwargs.items() if name == "collate_fn"}
+        with closing(batches_of(self.dataset, range(count), count, **collate)) as batches:
+            batch = next(batches)
+        return {name: part for name, part in batch.items() if name != "images"}
 
     # validation
 
     @torch.no_grad()
     def validate(self) -> float:
-        """The averaged weights' loss on the whole validation dataset. All processes must call it; they share the work.
+        """The averaged weights' loss on the validation dataset. All processes must call it; they share the work.
+
+        It is that on all images; but for FSDP, whose processes must have as many each.
 
         The noise, and what the dataset draws at random, are the same at each call: so the losses compare.
         """
@@ -548,17 +622,21 @@ class ImageTrainer:
             self._best_loss = min(self._best_loss, self._validation_loss)
             self.accelerator.log(dict(validation_loss=self._validation_loss), step=self.step)
         write = self._training.collect(
+            step=self.step,
+            num_images=len(self.dataset),
             images_seen=self.images_seen,
             skipped_steps=self.skipped_steps,
             best_loss=self._best_loss,
             losses=vars(self._losses),
             random_states=gather_object([random_state(self.accelerator.device)]),
         )
-        if self.is_main:
+
+        def write_and_remove() -> None:
             write_checkpoint(self.checkpoints_folder, self.step, write, validation_loss=self._validation_loss)
             if self.keep_last is not None:
                 remove_old_checkpoints(self.checkpoints_folder, self.keep_last, up_to=self.step)
-        self.accelerator.wait_for_everyone()
+
+        self._write(write_and_remove)
         return self.checkpoints_folder / f"checkpoint.{self.step}"
 
     def load(self, folder: str | Path) -> None:
@@ -568,7 +646,13 @@ class ImageTrainer:
             ValueError: if its state of the training holds anything but tensors and plain values.
         """
         progress = self._training.load(Path(folder))
-        self.step = step_of(Path(folder))
+        self.step = progress["step"]
+        if progress["num_images"] != len(self.dataset):
+            warnings.warn(
+                f"the dataset holds {len(self.dataset)} images, {progress['num_images']} when the checkpoint was written: they "
+                "come in another order than they would have",
+                stacklevel=3,
+            )
         self.images_seen = progress["images_seen"]
         self.skipped_steps = progress["skipped_steps"]
         self._best_loss = progress["best_loss"]
@@ -585,16 +669,32 @@ class ImageTrainer:
 
 def best_precision() -> str:
     """accelerate's name of the mixed precision that trains fastest here: "bf16" where there are instructions for it, else "no"."""
-    if torch.cuda.is_available():
+    if torch.cuda.is_available() and not parse_flag_from_env("ACCELERATE_USE_CPU"):
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no"
     # without them a processor emulates bfloat16, slower than single precision
     has_instructions = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
     return "bf16" if has_instructions() else "no"
 
 
+def _check_trackers(wanted: str | list | None, found: list) -> None:
+    """accelerate passes over trackers whose package is not there."""
+    wanted = wanted if isinstance(wanted, (list, tuple)) else [wanted]
+    missing = {name for name in wanted if isinstance(name, str) and name != "all"} - {str(tracker) for tracker in found}
+    if missing:
+        raise ValueError(f"log_with: the packages of {', '.join(sorted(missing))} are not installed")
+
+
 def _loss(model: Module, batch: dict[str, Tensor]) -> Tensor:
     conditions = {name: part for name, part in batch.items() if name != "images"}
     return model(batch["images"], **conditions)
+
+
+def _part(given, own: Tensor, count: int):
+    """What belongs to some of `count` images; what is one for all stays."""
+    tensor = as_tensor("sample_kwargs", given)
+    if tensor.ndim == 0 or len(tensor) == 1:
+        return given
+    return tensor.repeat_interleave(count // len(tensor), dim=0)[own.to(tensor.device)]
 
 
 def _check_dataset(name: str, dataset: Dataset) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import inspect
 import io
 import json
+import shutil
 from pathlib import Path
 
 from huggingface_hub import ModelCard, PyTorchModelHubMixin
@@ -93,16 +94,25 @@ class Pretrained(
         (save_directory / "config.json").write_text(json.dumps(self.config, indent=2, sort_keys=True))
         super()._save_pretrained(save_directory)
 
+    def save_pretrained(self, save_directory: str | Path, *, model_card_kwargs: dict | None = None, **kwargs) -> str | None:
+        """Writes the model into a folder, as of `PyTorchModelHubMixin`.
+
+        Args:
+            model_card_kwargs: what the card tells: a `title`, facts of the `training` by name, and a `grid`, the file of a picture,
+                which is copied into the folder. `push_to_hub` takes them too.
+        """
+        card = dict(model_card_kwargs or {})
+        if card.get("grid") is not None:
+            grid = Path(card["grid"])
+            card["grid"] = f"samples{grid.suffix}"
+            Path(save_directory).mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(grid, Path(save_directory) / card["grid"])
+        return super().save_pretrained(save_directory, model_card_kwargs=card, **kwargs)
+
     def generate_model_card(
         self, *, title: str | None = None, grid: str | None = None, training: dict[str, str] | None = None, **kwargs
     ) -> ModelCard:
-        """The card that `save_pretrained` writes; its `model_card_kwargs` come here.
-
-        Args:
-            title: by default the name of the model's class.
-            grid: a picture of samples, by its name in the folder.
-            training: what to tell of the training, by name.
-        """
+        """The card that `save_pretrained` writes: of its `model_card_kwargs`, and the model's own arguments."""
         return super().generate_model_card(
             title=title or type(self).__name__,
             grid=grid,

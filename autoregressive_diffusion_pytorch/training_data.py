@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -81,11 +83,7 @@ class TrainingItems(Dataset):
 def endless_batches(
     items: Dataset, batch_size: int, *, seed: int, start: int, process_index: int, num_processes: int, **dataloader_kwargs
 ) -> Generator[dict[str, Tensor], None, None]:
-    """A process's batches of a training that has seen `start` items, in the order of `EndlessShuffle`; to be closed after use.
-
-    Raises:
-        RuntimeError: if a worker that reads items dies; it says of what.
-    """
+    """A process's batches of a training that has seen `start` items, in the order of `EndlessShuffle`; to be closed after use."""
     order = EndlessShuffle(len(items), batch_size, seed=seed, start=start, process_index=process_index, num_processes=num_processes)
     return _read(items, dataloader_kwargs, batch_sampler=order)
 
@@ -109,17 +107,28 @@ def _read(items: Dataset, dataloader_kwargs: dict, **order: Any) -> Generator[di
             if batch is None:
                 return
             yield batch
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
-            raise
-        raise RuntimeError(
-            f"a process that reads images ended: {error} Killed means as a rule that the machine was out of memory, and fewer "
-            "num_workers need less; a bus error, that /dev/shm is too small. With num_workers = 0 errors of the dataset show."
-        ) from error
     finally:
         # a process that ends with an error would wait for its workers, and those for it: the error holds on to their iterator
         if hasattr(batches, "_shutdown_workers"):
             batches._shutdown_workers()
+
+
+class DeadWorkerError(RuntimeError):
+    """A process that reads items for a training has died."""
+
+
+@contextmanager
+def dead_workers_explained() -> Iterator[None]:
+    """Says of what a worker died. torch raises its error anywhere in the process that it worked for: as soon as it knows."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not re.search(r"DataLoader worker \(pid", str(error)):
+            raise
+        raise DeadWorkerError(
+            f"a process that reads images ended: {error} Killed means as a rule that the machine was out of memory, and fewer "
+            "num_workers need less; a bus error, that /dev/shm is too small. With num_workers = 0 errors of the dataset show."
+        ) from error
 
 
 def _init_worker(init: Callable[[int], None] | None, worker: int) -> None:

@@ -15,6 +15,7 @@ import torch
 from accelerate import Accelerator
 from ema_pytorch import EMA
 from huggingface_hub import save_torch_state_dict
+from safetensors import SafetensorError
 from safetensors.torch import load_file, load_model
 from torch import Tensor
 from torch.distributed.checkpoint.state_dict import (
@@ -35,18 +36,14 @@ class TrainingState:
 
     Args:
         accelerator: of the training.
-        prepared: the model as the accelerator gave it, distributed and compiled.
-        model: the model itself.
+        model: the model itself, as the accelerator has prepared it but without what is around it.
         optimizer: of the model's parameters.
         ema: the average of the model.
         config: the model's arguments, None if it has none.
     """
 
-    def __init__(
-        self, accelerator: Accelerator, prepared: Module, model: Module, optimizer: Optimizer, ema: EMA, config: dict | None
-    ):
+    def __init__(self, accelerator: Accelerator, model: Module, optimizer: Optimizer, ema: EMA, config: dict | None):
         self.accelerator = accelerator
-        self.prepared = prepared
         self.model = model
         self.optimizer = optimizer
         self.ema = ema
@@ -63,8 +60,8 @@ class TrainingState:
         averaged = get_model_state_dict(self.ema.ema_model, options=options)
         rest = dict(
             progress,
+            optimizer=self._moments(options),
             ema=dict(step=self.ema.step.item(), initted=self.ema.initted.item()),
-            optimizer=get_optimizer_state_dict(self.prepared, self.optimizer, options=options),
             scaler=self.accelerator.scaler and self.accelerator.scaler.state_dict(),
         )
 
@@ -94,15 +91,34 @@ class TrainingState:
         self._load_weights(self.ema.ema_model, folder / AVERAGED)
         self.ema.step.fill_(rest["ema"]["step"])
         self.ema.initted.fill_(rest["ema"]["initted"])
-        # the moments of the gradients; rates and the like stay this training's own, which may be others than when it was saved
-        own = [{name: value for name, value in group.items() if name != "params"} for group in self.optimizer.param_groups]
-        options = StateDictOptions(full_state_dict=True)
-        set_optimizer_state_dict(self.prepared, self.optimizer, rest["optimizer"], options=options)
-        for group, settings in zip(self.optimizer.param_groups, own, strict=True):
-            group.update(settings)
+        self._load_moments(rest["optimizer"])
         if self.accelerator.scaler is not None and rest["scaler"]:
             self.accelerator.scaler.load_state_dict(rest["scaler"])
         return rest
+
+    def _moments(self, options: StateDictOptions) -> dict[str, dict]:
+        """What the optimiser holds for each parameter, by its name; nothing for one that had no gradient yet."""
+        if not self.optimizer.state:  # torch's own function would make a first step to have some
+            return {}
+        if self.accelerator.is_fsdp2:
+            # empty but for the main process
+            return get_optimizer_state_dict(self.model, self.optimizer, options=options).get("state", {})
+        names = {parameter: name for name, parameter in self.model.named_parameters()}
+        return {names[parameter]: state for parameter, state in self.optimizer.state.items()}
+
+    def _load_moments(self, moments: dict[str, dict]) -> None:
+        """Puts `_moments` back. Rates and the like stay this training's own, which may be others than when it was saved."""
+        if not moments:
+            return
+        if self.accelerator.is_fsdp2:
+            options = StateDictOptions(full_state_dict=True, strict=False)
+            groups = get_optimizer_state_dict(self.model, self.optimizer, options=options)["param_groups"]
+            set_optimizer_state_dict(self.model, self.optimizer, dict(state=moments, param_groups=groups), options=options)
+            return
+        names = {parameter: name for name, parameter in self.model.named_parameters()}
+        order = [names[parameter] for group in self.optimizer.param_groups for parameter in group["params"]]
+        state = {i: moments[name] for i, name in enumerate(order) if name in moments}
+        self.optimizer.load_state_dict(self.optimizer.state_dict() | dict(state=state))
 
     def _load_weights(self, model: Module, path: Path) -> None:
         try:
@@ -116,4 +132,7 @@ class TrainingState:
 
 def _save_weights(weights: dict[str, Tensor], path: Path) -> None:
     pattern = f"{path.stem}{{suffix}}{path.suffix}"
-    save_torch_state_dict(weights, path.parent, filename_pattern=pattern, max_shard_size=2**62)  # one file, however large
+    try:
+        save_torch_state_dict(weights, path.parent, filename_pattern=pattern, max_shard_size=2**62)  # one file, however large
+    except SafetensorError as error:  # of the system's, when it writes
+        raise OSError(str(error)) from error

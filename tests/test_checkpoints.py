@@ -85,6 +85,8 @@ def test_the_best_has_the_lowest_validation_loss(tmp_path):
     for step, loss in ((3, 0.4), (4, 0.2), (5, 0.3), (6, None)):
         write_checkpoint(tmp_path, step, two_files(), validation_loss=loss)
     assert best_checkpoint(tmp_path).name == "checkpoint.4"
+    write_checkpoint(tmp_path, 7, two_files(), validation_loss=float("nan"))
+    assert best_checkpoint(tmp_path).name == "checkpoint.4"
     (tmp_path / "checkpoint.4" / "model").write_text("damaged")
     with pytest.warns(UserWarning, match="passed over"):
         assert best_checkpoint(tmp_path).name == "checkpoint.5"
@@ -128,6 +130,15 @@ def test_the_systems_error_is_told(tmp_path):
         write_checkpoint(tmp_path, 1, fail)
 
 
+def test_other_errors_are_told_as_they_are(tmp_path):
+    def fail(folder):
+        raise RuntimeError("a fault of its own")
+
+    with pytest.raises(RuntimeError, match=r"^a fault of its own$"):
+        write_checkpoint(tmp_path, 1, fail)
+    assert names(tmp_path) == []
+
+
 class Died(BaseException):
     """Stands for the end of the process."""
 
@@ -168,7 +179,7 @@ def test_at_whatever_call_it_dies_there_is_the_old_one_or_the_new(tmp_path, monk
                 died = True
             else:
                 died = False
-        finish_interrupted(folder)
+        finish_interrupted(folder)  # as a start does
         newest = newest_checkpoint(folder)
         text = (newest / "model").read_text()
         outcomes.append(text)

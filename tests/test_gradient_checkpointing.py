@@ -64,3 +64,6 @@ def test_only_training_computes_twice():
         layer.train()(x)
     assert len(calls) == 4
     assert isinstance(copy.deepcopy(layer), Counting)
+    other = Counting(3, 3)
+    checkpoint_gradients(other)
+    assert type(other) is type(layer)  # what wraps layers by their class finds all

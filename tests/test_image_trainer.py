@@ -11,8 +11,10 @@ import sys
 import time
 
 import numpy as np
+import psutil
 import pytest
 import torch
+from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.tracking import GeneralTracker
 from helpers import reset_accelerate
 from PIL import Image
@@ -28,6 +30,7 @@ from autoregressive_diffusion_pytorch import (
 )
 from autoregressive_diffusion_pytorch.checkpoints import best_checkpoint, check_checkpoint, read_manifest, write_checkpoint
 from autoregressive_diffusion_pytorch.image_trainer import TrainingStopped
+from autoregressive_diffusion_pytorch.training_data import DeadWorkerError
 
 SMALL = dict(dim=16, depth=1, heads=2, dim_head=8, mlp_depth=1, mlp_width=16)
 
@@ -289,6 +292,116 @@ def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(tmp_path, capsys
     make_trainer(tmp_path, Constant(), resume=True)()
 
 
+def test_a_stop_at_a_checkpoint_is_made_up_for(tmp_path):
+    class Worsening(Constant):
+        """Its loss is lowest at the fourth step."""
+
+        def forward(self, images):
+            return self.mean.sum() if self.training else self.mean.new_tensor(abs(steps.step - 4.0))
+
+    settings = dict(num_train_steps=10, checkpoint_every=2, save_results_every=2, keep_last=1)
+    settings |= dict(validation_dataset=torch.rand(3, 1, 4, 4))
+    for run in ("whole", "parts"):
+        steps = make_trainer(tmp_path / run, Worsening(), **settings)
+        if run == "parts":
+            with pytest.raises(TrainingStopped):
+                stop_after(4, steps)()
+            steps = make_trainer(tmp_path / run, Worsening(), resume=True, **settings)
+        steps()
+    for folder in ("checkpoints", "results"):
+        assert names(tmp_path / "parts" / folder) == names(tmp_path / "whole" / folder)
+    assert names(tmp_path / "whole" / "checkpoints") == ["checkpoint.10", "checkpoint.4"]
+    assert steps._best_loss == 0
+
+
+def test_parameters_without_a_gradient_so_far(tmp_path):
+    class Partial(Constant):
+        """Uses a part of it only from the third step on."""
+
+        def __init__(self):
+            super().__init__()
+            self.late = torch.nn.Parameter(torch.zeros(()))
+
+        def forward(self, images):
+            return super().forward(images) + (self.late.square() + self.late if self.training and trainer.step > 1 else 0)
+
+    settings = dict(num_train_steps=6, checkpoint_every=1, keep_last=None, images=torch.rand(8, 1, 4, 4))
+    trainer = make_trainer(tmp_path / "whole", Partial(), **settings)
+    trainer()
+    whole = trainer
+    for step in (1, 2, 3):
+        folder = tmp_path / str(step)
+        shutil.copytree(tmp_path / "whole", folder)
+        for later in range(step + 1, 7):
+            shutil.rmtree(folder / "checkpoints" / f"checkpoint.{later}")
+        trainer = make_trainer(folder, Partial(), resume=True, **settings)
+        trainer()
+        assert same_bits(trainer, whole)
+
+
+def test_saving_changes_nothing(tmp_path):
+    images = torch.rand(8, 1, 4, 4)
+    first, second = (make_trainer(tmp_path / str(i), Constant(), images) for i in (1, 2))
+    second.save()
+    first()
+    second()
+    assert same_bits(first, second)
+
+
+def test_an_interrupted_replacement_is_found_on_resuming(tmp_path):
+    make_trainer(tmp_path)()
+    checkpoint = tmp_path / "checkpoints" / "checkpoint.4"
+    checkpoint.rename(checkpoint.with_name("checkpoint.4.replaced"))
+    assert make_trainer(tmp_path, resume=True).step == 4
+
+
+def test_another_number_of_images_is_told(tmp_path):
+    make_trainer(tmp_path)()
+    with pytest.warns(UserWarning, match="the dataset holds 5 images, 8 when the checkpoint was written"):
+        make_trainer(tmp_path, images=torch.rand(5, 1, 4, 4), resume=True)
+
+
+def test_a_worker_that_dies_during_a_step_is_told_too(tmp_path):
+    class Killer(Constant):
+        def forward(self, images):
+            for worker in psutil.Process().children():
+                worker.kill()
+            for _ in range(1000):
+                time.sleep(0.01)  # torch raises its error here
+
+    with pytest.raises(DeadWorkerError, match=r"a process that reads images ended: .*Killed"):
+        make_trainer(tmp_path, Killer(), dataloader_kwargs=dict(num_workers=1))()
+
+
+@pytest.mark.parametrize("nonfinite", ["stop", "skip"])
+def test_with_a_gradient_scaler_a_loss_that_is_not_finite_reaches_no_weight(tmp_path, nonfinite):
+    """The scaler of fp16, on a CPU: it heeds gradients alone."""
+
+    class Broken(Constant):
+        def forward(self, images):
+            return super().forward(images) + (math.inf if trainer.step in (1, 2) else 0.0)
+
+    trainer = make_trainer(tmp_path, Broken(), num_train_steps=5, nonfinite=nonfinite, learning_rate=0.1)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    trainer.accelerator.scaler = scaler
+    trainer.optimizer = AcceleratedOptimizer(trainer.optimizer.optimizer, scaler=scaler)
+    trainer.accelerator._optimizers = [trainer.optimizer]
+    before = []
+    heed = trainer._heed_nonfinite
+    trainer._heed_nonfinite = lambda result: (before.append(trainer.unwrapped_model.mean.clone()), heed(result))
+    clip = trainer.accelerator.clip_grad_norm_
+    trainer.accelerator.clip_grad_norm_ = lambda *args: (scaler.unscale_(trainer.optimizer.optimizer), clip(*args))[1]
+    if nonfinite == "stop":
+        with pytest.raises(FloatingPointError, match=r"the loss inf .* step 2; the weights are still those of the step before"):
+            trainer()
+    else:
+        trainer()
+        assert trainer.skipped_steps == 2
+        assert not torch.equal(before[3], before[2])
+    assert torch.equal(before[1], before[0])
+    assert torch.equal(before[2], before[0]) if nonfinite == "skip" else len(before) == 2
+
+
 def test_a_signal_at_the_last_step_is_none(tmp_path):
     trainer = make_trainer(tmp_path)
     stop_after(4, trainer)()
@@ -417,7 +530,10 @@ def test_validation_has_the_same_noise_each_time_and_leaves_the_training_alone(t
     first = trainer.validate()
     assert torch.equal(torch.rand(3), expected)
     assert trainer.validate() == first
-    assert not trainer.ema.ema_model.training or trainer.ema.ema_model.training == trainer.unwrapped_model.training
+    for mode in (True, False):
+        trainer.ema.ema_model.train(mode)
+        trainer.validate()
+        assert all(module.training == mode for module in trainer.ema.ema_model.modules())
 
 
 @pytest.mark.parametrize("at_fault", ["model", "dataset"])
@@ -655,6 +771,8 @@ def gradient_of_a_step(trainer):
         (dict(max_minutes=0), ValueError, "max_minutes must be above 0, got 0"),
         (dict(num_epochs=0, num_train_steps=None), ValueError, "num_epochs must be above 0, got 0"),
         (dict(keep_last=0), ValueError, "keep_last must be a whole number of at least 1, got 0"),
+        (dict(seed=-1), ValueError, "seed must be a whole number from 0 to 2147483647, got -1"),
+        (dict(warmup_steps=-1), ValueError, "warmup_steps must be a whole number from 0 to inf, got -1"),
         (dict(log_every=0), ValueError, "log_every must be a whole number of at least 1, got 0"),
         (dict(nonfinite="ignore"), ValueError, "nonfinite must be one of 'stop', 'skip', got 'ignore'"),
         (dict(validation_dataset=TensorDataset(torch.zeros(0))), ValueError, "validation_dataset holds no image"),
@@ -667,6 +785,13 @@ def gradient_of_a_step(trainer):
 def test_bad_arguments(tmp_path, kwargs, error, message):
     with pytest.raises(error, match=message):
         make_trainer(tmp_path, Constant(), **kwargs)
+
+
+@pytest.mark.filterwarnings("ignore:.*no supported trackers")
+def test_a_tracker_that_is_not_installed(tmp_path, monkeypatch):
+    monkeypatch.setattr("accelerate.tracking._available_trackers", [])
+    with pytest.raises(ValueError, match="log_with: the packages of tensorboard are not installed"):
+        make_trainer(tmp_path, Constant())
 
 
 def test_a_dataset_of_other_things_than_images(tmp_path):
@@ -789,6 +914,48 @@ def test_a_conditional_model_trains_draws_and_loads(tmp_path):
     picture = Image.open(tmp_path / "results" / "results.4.png")
     assert picture.height == 3 * 50 + 2
     assert picture.width > 2 * 50 + 2  # the names stand beside
+
+
+def test_grids_show_the_same_conditions_however_they_are_drawn(tmp_path):
+    class Captions(torch.utils.data.Dataset):
+        """Of different lengths, with noise."""
+
+        def __len__(self):
+            return 4
+
+        def __getitem__(self, index):
+            return dict(image=torch.rand(1, 4, 4), cond=torch.randn(1 + index, 5))
+
+    def pad(items):
+        lengths = [len(item["cond"]) for item in items]
+        return dict(
+            images=torch.stack([item["images"] for item in items]),
+            cond=torch.nn.utils.rnn.pad_sequence([item["cond"] for item in items], batch_first=True),
+            cond_mask=torch.arange(max(lengths)) < torch.tensor(lengths).unsqueeze(1),
+        )
+
+    seen = []
+    for i in (1, 2):
+        torch.manual_seed(i)
+        trainer = make_trainer(tmp_path / str(i), Listener(), Captions(), dataloader_kwargs=dict(collate_fn=pad))
+        seen.append(listen(trainer)[1][0])
+    assert seen[0]["cond"].shape == (4, 4, 5)
+    assert torch.equal(seen[0]["cond"], seen[1]["cond"])
+    assert seen[0]["cond_mask"].sum(dim=1).tolist() == [1, 2, 3, 4]
+
+
+def test_grids_are_drawn_in_evaluation_mode(tmp_path):
+    modes = []
+
+    class Noting(Constant):
+        def sample(self, batch_size, generator):
+            modes.append(self.training)
+            return super().sample(batch_size, generator)
+
+    trainer = make_trainer(tmp_path, Noting(), save_results_every=2)
+    trainer()
+    assert modes == [False, False]
+    assert trainer.ema.ema_model.training
 
 
 def test_looking_at_the_dataset_for_the_grids_draws_no_random_numbers(tmp_path):

@@ -7,6 +7,7 @@ import pytest
 import torch
 from helpers import stir
 from huggingface_hub import HfApi, ModelCard
+from PIL import Image
 
 from autoregressive_diffusion_pytorch import (
     AutoregressiveDiffusion,
@@ -76,8 +77,10 @@ def test_an_argument_that_is_no_json_value_is_named_on_saving(tmp_path):
 
 def test_a_card_tells_what_it_is_told(tmp_path):
     model = AutoregressiveFlow(**SMALL, max_seq_len=4)
-    card = dict(title="Four tokens", grid="samples.png", training={"images": "flowers", "steps": "1,000"})
+    Image.new("L", (3, 3)).save(tmp_path / "grid.png")
+    card = dict(title="Four tokens", grid=tmp_path / "grid.png", training={"images": "flowers", "steps": "1,000"})
     model.save_pretrained(tmp_path / "told", model_card_kwargs=card)
+    assert Image.open(tmp_path / "told" / "samples.png").size == (3, 3)
     told = ModelCard.load(tmp_path / "told" / "README.md")
     assert told.text.strip().startswith("# Four tokens")
     for part in ("![samples](samples.png)", "| images | flowers |\n| steps | 1,000 |", '"max_seq_len": 4'):
@@ -92,7 +95,7 @@ def test_a_card_tells_what_it_is_told(tmp_path):
     exec(snippet.replace("path or name of this folder", str(tmp_path / "plain")), {})
 
 
-def test_pushes_to_the_hub_what_it_saves(monkeypatch):
+def test_pushes_to_the_hub_what_it_saves(monkeypatch, tmp_path):
     uploads = {}
 
     def upload_folder(api, *, repo_id, folder_path, **kwargs):
@@ -100,5 +103,9 @@ def test_pushes_to_the_hub_what_it_saves(monkeypatch):
 
     monkeypatch.setattr(HfApi, "create_repo", lambda api, repo_id, **kwargs: SimpleNamespace(repo_id=repo_id))
     monkeypatch.setattr(HfApi, "upload_folder", upload_folder)
-    AutoregressiveFlow(**SMALL, max_seq_len=4).push_to_hub("someone/tokens")
+    model = AutoregressiveFlow(**SMALL, max_seq_len=4)
+    model.push_to_hub("someone/tokens")
     assert uploads == {"someone/tokens": ["README.md", "config.json", "model.safetensors"]}
+    Image.new("L", (3, 3)).save(tmp_path / "grid.png")
+    model.push_to_hub("someone/tokens", model_card_kwargs=dict(grid=tmp_path / "grid.png"))
+    assert uploads == {"someone/tokens": ["README.md", "config.json", "model.safetensors", "samples.png"]}

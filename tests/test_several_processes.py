@@ -25,7 +25,7 @@ TRAINING = """
     import torch
     from small_trainings import SMALL, gradients, images, trainer_in
 
-    from autoregressive_diffusion_pytorch import ImageAutoregressiveFlow
+    from autoregressive_diffusion_pytorch import ImageAutoregressiveFlow, checkpoints
     from autoregressive_diffusion_pytorch.image import draw_images
     from autoregressive_diffusion_pytorch.image_trainer import TrainingStopped
 
@@ -66,6 +66,16 @@ TRAINING = """
 
     model = ImageAutoregressiveFlow.from_pretrained("whole/checkpoints/checkpoint.6")
     found["drawn"] = draw_images(model, 7, batch_size=2, seed=3)
+
+    def fail(*args):
+        raise OSError("No space left on device")
+
+    checkpoints.os.fsync = fail  # only the main process writes
+    try:
+        parts.save()
+        raise AssertionError("it was saved")
+    except OSError as error:
+        assert "could not be written, what was saved before is untouched: No space left" in str(error)
     torch.save(found, f"{rank}.pt")
 """
 
@@ -120,7 +130,9 @@ MIXED_PRECISION = """
             return dict(image=torch.full((1, 4, 4), i / 16), label=i, cond=torch.randn(3, 5), cond_mask=torch.arange(3) < i)
 
     model = Recorded(**SMALL, num_classes=16, dim_cond=5)
-    trainer = trainer_in(".", model, Images(), num_train_steps=4, max_minutes=10, checkpoint_every=2)
+    of_each = dict(labels=[1, 2, 3], cond=torch.randn(3, 5), guidance_scale=[1.0, 2.0, 3.0])
+    settings = dict(num_train_steps=4, max_minutes=10, checkpoint_every=2, sample_kwargs=of_each)
+    trainer = trainer_in(".", model, Images(), **settings)
     trainer()
     torch.save(dict(seen=model.seen, weights=model.state_dict()), f"{trainer.accelerator.process_index}.pt")
 """
@@ -142,6 +154,7 @@ SHARDED = """
     from accelerate import FullyShardedDataParallelPlugin, PartialState
     from accelerate.utils import DistributedType
     from small_trainings import images, trainer_in
+    from torch.distributed.fsdp import FSDPModule
     from torch.distributed.tensor import DTensor
 
     # accelerate shards on accelerators only, torch on CPUs too
@@ -157,12 +170,16 @@ SHARDED = """
         accelerate_kwargs = dict(fsdp_plugin=plugin)
         return trainer_in(folder, checkpoint_every=2, validation_dataset=images(5), accelerate_kwargs=accelerate_kwargs, **kwargs)
 
-    whole = sharded("whole", num_train_steps=4)
+    def parts_of(model):
+        return sum(isinstance(module, FSDPModule) for module in model.modules())
+
+    whole = sharded("whole", num_train_steps=4, gradient_checkpointing=True)
+    assert parts_of(whole.unwrapped_model) == parts_of(whole.ema.ema_model) > 5
     assert isinstance(next(whole.unwrapped_model.parameters()), DTensor)
     assert isinstance(next(whole.ema.ema_model.parameters()), DTensor)
     whole()
-    sharded("parts", num_train_steps=2)()
-    parts = sharded("parts", num_train_steps=4, resume=True)
+    sharded("parts", num_train_steps=2, gradient_checkpointing=True)()
+    parts = sharded("parts", num_train_steps=4, gradient_checkpointing=True, resume=True)
     assert parts.step == 2
     parts()
     for one, other in ((whole.unwrapped_model, parts.unwrapped_model), (whole.ema.ema_model, parts.ema.ema_model)):

@@ -1,6 +1,7 @@
 import os
 import random
 import signal
+from contextlib import closing
 
 import numpy as np
 import pytest
@@ -11,7 +12,13 @@ from torchvision.datasets import ImageFolder
 
 from autoregressive_diffusion_pytorch import ImageDataset
 from autoregressive_diffusion_pytorch.random_states import random_state
-from autoregressive_diffusion_pytorch.training_data import TrainingItems, batches_of, endless_batches
+from autoregressive_diffusion_pytorch.training_data import (
+    DeadWorkerError,
+    TrainingItems,
+    batches_of,
+    dead_workers_explained,
+    endless_batches,
+)
 
 TENSOR = torch.rand(3, 4, 6)
 PICTURE = Image.new("RGBA", (12, 9), (255, 0, 0, 255))
@@ -192,8 +199,21 @@ class Deadly(Noisy):
 
 def test_a_worker_that_dies_gives_its_cause():
     batches = endless_batches(Deadly(4), 2, seed=0, start=0, process_index=0, num_processes=1, num_workers=1)
-    with pytest.raises(RuntimeError, match=r"a process that reads images ended: .*Killed.* out of memory"):
-        next(batches)
+    with pytest.raises(DeadWorkerError, match=r"a process that reads images ended: .*Killed.* out of memory"):
+        with dead_workers_explained(), closing(batches):
+            next(batches)
+
+
+def test_an_error_of_the_dataset_is_no_death(tmp_path):
+    class Faulty(Noisy):
+        def __getitem__(self, index):
+            raise RuntimeError("a fault of its own")
+
+    batches = endless_batches(Faulty(4), 2, seed=0, start=0, process_index=0, num_processes=1, num_workers=1)
+    with pytest.raises(RuntimeError, match="a fault of its own") as error:
+        with dead_workers_explained(), closing(batches):
+            next(batches)
+    assert error.type is RuntimeError
 
 
 def test_a_worker_leaves_signals_to_the_process_it_works_for():
