@@ -98,9 +98,9 @@ class TrainingState:
 
     def _moments(self, options: StateDictOptions) -> dict[str, dict]:
         """What the optimiser holds for each parameter, by its name; nothing for one that had no gradient yet."""
-        if not self.optimizer.state:  # torch's own function would make a first step to have some
-            return {}
         if self.accelerator.is_fsdp2:
+            if not self.optimizer.state:  # torch's own function would make a first step to have some
+                return {}
             # empty but for the main process
             return get_optimizer_state_dict(self.model, self.optimizer, options=options).get("state", {})
         names = {parameter: name for name, parameter in self.model.named_parameters()}

@@ -719,6 +719,28 @@ def test_gradient_checkpointing_changes_no_number(tmp_path):
         make_trainer(tmp_path / "other", Constant(), gradient_checkpointing=True)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("precision", ["no", "bf16", "fp16"])
+def test_trains_and_resumes_on_a_gpu(tmp_path, precision):
+    settings = dict(
+        images=Augmented(),
+        validation_dataset=Augmented(),
+        accelerate_kwargs=dict(mixed_precision=precision, gradient_accumulation_steps=2),
+        dataloader_kwargs=dict(num_workers=1, pin_memory=True),
+        num_train_steps=30,
+        checkpoint_every=4,
+    )
+    trainer = make_trainer(tmp_path, small_model(num_classes=3), **settings)
+    with pytest.raises(TrainingStopped):
+        stop_after(20, trainer)()
+    resumed = make_trainer(tmp_path, small_model(num_classes=3), resume=True, **settings)
+    assert same_bits(resumed, trainer)
+    resumed()
+    assert resumed.unwrapped_model.model.proj_in.weight.isfinite().all()
+    assert resumed.skipped_steps < 30
+    assert all(0 < entry.value < 1 for entry in events(tmp_path)["utilization"])
+
+
 def test_a_compiled_model_trains_saves_and_resumes(tmp_path):
     accelerate_kwargs = dict(cpu=True, dynamo_backend="aot_eager")  # all of the compiler but its code generation
     model, images = small_model(), torch.rand(8, 1, 4, 4)
