@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import psutil
@@ -18,6 +19,8 @@ from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.tracking import GeneralTracker
 from helpers import reset_accelerate
 from PIL import Image
+from small_trainings import SMALL as SMALL_MODEL
+from small_trainings import trainer_in
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.data import TensorDataset
 
@@ -966,18 +969,22 @@ def test_grids_show_the_same_conditions_however_they_are_drawn(tmp_path):
     assert seen[0]["cond_mask"].sum(dim=1).tolist() == [1, 2, 3, 4]
 
 
-def test_grids_are_drawn_in_evaluation_mode(tmp_path):
+def test_grids_are_drawn_in_evaluation_mode_and_leave_the_random_numbers_alone(tmp_path):
     modes = []
 
     class Noting(Constant):
         def sample(self, batch_size, generator):
             modes.append(self.training)
+            torch.rand(3)
             return super().sample(batch_size, generator)
 
     trainer = make_trainer(tmp_path, Noting(), save_results_every=2)
     trainer()
     assert modes == [False, False]
     assert trainer.ema.ema_model.training
+    before = torch.get_rng_state()
+    trainer.save_results()
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_looking_at_the_dataset_for_the_grids_draws_no_random_numbers(tmp_path):
@@ -1008,3 +1015,38 @@ def test_a_failing_grid_loses_no_checkpoint(tmp_path):
     with pytest.raises(RuntimeError, match="out of memory"):
         make_trainer(tmp_path, Speechless())()
     assert names(tmp_path / "checkpoints") == ["checkpoint.4"]
+
+
+def test_a_run_killed_in_the_midst_of_a_save_goes_on_to_the_same_bits(tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    script = """
+import torch
+from small_trainings import SMALL, trainer_in
+from autoregressive_diffusion_pytorch import ImageAutoregressiveFlow
+
+torch.set_num_threads(1)
+torch.manual_seed(0)
+trainer_in("killed", ImageAutoregressiveFlow(**SMALL), num_train_steps=1000, warmup_steps=0, checkpoint_every=1)()
+"""
+    environment = os.environ | dict(PYTHONPATH=str(Path(__file__).parent))
+    with open(tmp_path / "log", "wb") as log:
+        process = subprocess.Popen([sys.executable, "-W", "ignore", "-c", script], cwd=tmp_path, env=environment, stderr=log)
+    checkpoints = tmp_path / "killed" / "checkpoints"
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        there = os.listdir(checkpoints) if checkpoints.exists() else []
+        if "checkpoint.5" in there and any(name.endswith(".partial") for name in there):
+            break
+    process.kill()
+    assert process.wait() == -signal.SIGKILL, (tmp_path / "log").read_text()
+
+    torch.manual_seed(1)
+    resumed = trainer_in(
+        tmp_path / "killed", ImageAutoregressiveFlow(**SMALL_MODEL), num_train_steps=20, warmup_steps=0, resume=True
+    )
+    assert 5 <= resumed.step < 20
+    resumed()
+    torch.manual_seed(0)
+    whole = trainer_in(tmp_path / "whole", ImageAutoregressiveFlow(**SMALL_MODEL), num_train_steps=20, warmup_steps=0)
+    whole()
+    assert same_bits(resumed, whole)
