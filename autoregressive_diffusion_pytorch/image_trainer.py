@@ -10,7 +10,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -59,8 +59,8 @@ from autoregressive_diffusion_pytorch.training_data import (
     dead_workers_explained,
     endless_batches,
 )
+from autoregressive_diffusion_pytorch.training_log import TrainingLog
 from autoregressive_diffusion_pytorch.training_state import TrainingState
-from autoregressive_diffusion_pytorch.utilization import matmul_rate, training_flops
 
 ONE_AN_IMAGE = {"labels", "cond", "cond_mask", "guidance_scale"}  # arguments of `sample`
 SKIPS_IN_A_ROW = 25  # of steps that are not finite: weights that are broken give no other any more
@@ -277,7 +277,12 @@ class ImageTrainer:
         self.skipped_steps = 0
         self._random_state = None  # to go on with; none at the start
         self._skips_in_a_row = 0
-        self._losses = RunningAverage()
+        self.log = TrainingLog(
+            self.accelerator,
+            batch_size=batch_size,
+            images_a_step=self.images_a_step,
+            configuration=dict(self.config or {}, seed=seed, images_a_step=self.images_a_step),
+        )
         self._validation_loss: float | None = None
         self._best_loss = math.inf
         self._deadline = math.inf
@@ -322,7 +327,7 @@ class ImageTrainer:
             num_processes=self.accelerator.num_processes,
             **self.dataloader_kwargs,
         )
-        with self._signals, dead_workers_explained(), closing(batches), self._log_open(), self._bar() as bar:
+        with self._signals, dead_workers_explained(), closing(batches), self.log.open(self.step), self._bar() as bar:
             self._make_up()
             checkpoint, stopped = self._train(batches, bar)
         if stopped:
@@ -332,21 +337,26 @@ class ImageTrainer:
 
     def _train(self, batches: Iterator[dict[str, Tensor]], bar: tqdm) -> tuple[Path, bool]:
         """The steps; gives the last checkpoint, and whether a signal ended them."""
-        seconds = []
         while True:
             started = time.monotonic()
             result = self._train_step(batches)
-            seconds.append(time.monotonic() - started)
             self.step += 1
+            is_spike = self.log.note(self.step, result.loss, result.gradient_norm, time.monotonic() - started)
             bar.update()
             finished = self.step == self.num_train_steps or result.out_of_time
             stopped = result.stop_wished and not finished
             last = finished or stopped
-            is_spike = self._note_loss(result)
             if last or is_spike or self.step % self.log_every == 0:
-                speed = self._log(result, seconds)
-                bar.set_postfix_str(f"loss {self._losses.average:.4f}, {speed:.0f} images/s", refresh=False)
-                seconds.clear()
+                speed = self.log.write(
+                    self.step,
+                    self.unwrapped_model,
+                    partial(_loss, batch=self._batch),
+                    loss=result.loss,
+                    gradient_norm=result.gradient_norm,
+                    learning_rate=self.learning_rate_at(self.step - 1),
+                    skipped_steps=self.skipped_steps,
+                )
+                bar.set_postfix_str(f"loss {self.log.losses.average:.4f}, {speed:.0f} images/s", refresh=False)
             # first what must not be lost
             if last or self.step % self.checkpoint_every == 0:
                 checkpoint = self.save(validate=not stopped)
@@ -446,72 +456,12 @@ class ImageTrainer:
         if self.is_main:
             tqdm.write(sentence, file=sys.stderr)
 
-    @contextmanager
-    def _log_open(self) -> Iterator[None]:
-        # entries that a run wrote after the checkpoint that this one goes on from are no part of it
-        init_kwargs = dict(tensorboard=dict(purge_step=self.step + 1)) if self.step else {}
-        self.accelerator.init_trackers("training", init_kwargs=init_kwargs)
-        for tracker in self.accelerator.trackers:
-            if tracker.name != "tensorboard":  # which would add another file for it
-                tracker.store_init_configuration(dict(self.config or {}, seed=self.seed, images_a_step=self.images_a_step))
-        try:
-            yield
-        finally:
-            for tracker in self.accelerator.trackers:
-                tracker.finish()
-            self.accelerator.trackers = []
-
-    def _note_loss(self, result: Step) -> bool:
-        """Adds a loss to the average; whether it lies far above it."""
-        is_spike = self._losses.is_spike(result.loss)
-        if is_spike and self.is_main:
-            logger.warning(
-                "the loss of step %d is %.4g, far above the average of %.4g; gradient norm %.4g",
-                self.step,
-                result.loss,
-                self._losses.average,
-                result.gradient_norm,
-            )
-        if math.isfinite(result.loss):
-            self._losses.add(result.loss)
-        return is_spike
-
-    def _log(self, result: Step, seconds: list[float]) -> float:
-        """Writes an entry of the log; gives the images a second."""
-        speed = self.images_a_step * len(seconds) / sum(seconds)
-        entry = dict(
-            loss=result.loss,
-            loss_average=self._losses.average,
-            gradient_norm=result.gradient_norm,
-            learning_rate=self.learning_rate_at(self.step - 1),
-            images_per_second=speed,
-            skipped_steps=self.skipped_steps,
-        )
-        if self._utilization_by_speed:  # measured in all processes: the parts of a sharded model work together
-            entry["utilization"] = self._utilization_by_speed * speed
-        self.accelerator.log(entry, step=self.step)
-        return speed
-
-    @cached_property
-    def _utilization_by_speed(self) -> float:
-        """What an image a second uses of the devices' matrix-product rate; 0 where it cannot be told."""
-        device = self.accelerator.device
-        dtype = dict(bf16=torch.bfloat16, fp16=torch.float16).get(self.accelerator.mixed_precision, torch.float32)
-        try:
-            with kept_random_state(device), self.accelerator.autocast():
-                flops = training_flops(self.unwrapped_model, partial(_loss, batch=self._batch))
-            return flops / self.batch_size / matmul_rate(device, dtype) / self.accelerator.num_processes
-        except Exception as error:  # no reason to end a training
-            if self.is_main:
-                logger.warning("the utilization is not logged, it cannot be measured: %r", error)
-            return 0.0
-
     def _summary(self, seconds: float, steps: int, checkpoint: Path) -> str:
         speed = steps * self.images_a_step / seconds
         parts = [
             f"{steps:,} steps in {tqdm.format_interval(seconds)}",
             f"{speed:.0f} images/s with all that was saved and drawn",
-            f"loss {self._losses.average:.4f}",
+            f"loss {self.log.losses.average:.4f}",
         ]
         if self._validation_loss is not None:
             parts.append(f"validation loss {self._validation_loss:.4f}, at best {self._best_loss:.4f}")
@@ -627,7 +577,7 @@ class ImageTrainer:
             images_seen=self.images_seen,
             skipped_steps=self.skipped_steps,
             best_loss=self._best_loss,
-            losses=vars(self._losses),
+            losses=vars(self.log.losses),
             random_states=gather_object([random_state(self.accelerator.device)]),
         )
 
@@ -656,7 +606,7 @@ class ImageTrainer:
         self.images_seen = progress["images_seen"]
         self.skipped_steps = progress["skipped_steps"]
         self._best_loss = progress["best_loss"]
-        self._losses = RunningAverage(**progress["losses"])
+        self.log.losses = RunningAverage(**progress["losses"])
         states = progress["random_states"]
         if len(states) == self.accelerator.num_processes:
             self._random_state = states[self.accelerator.process_index]

@@ -1,7 +1,6 @@
 import copy
 import math
 import os
-import random
 import re
 import resource
 import shutil
@@ -16,65 +15,31 @@ import psutil
 import pytest
 import torch
 from accelerate.optimizer import AcceleratedOptimizer
-from accelerate.tracking import GeneralTracker
 from helpers import reset_accelerate
 from PIL import Image
-from small_trainings import SMALL as SMALL_MODEL
-from small_trainings import trainer_in
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from small_trainings import (
+    SIZES,
+    Augmented,
+    Constant,
+    events,
+    make_trainer,
+    names,
+    same_bits,
+    small_model,
+    stop_after,
+    trainer_in,
+)
 from torch.utils.data import TensorDataset
 
 from autoregressive_diffusion_pytorch import (
     ImageAutoregressiveDiffusion,
     ImageAutoregressiveFlow,
     ImageDataset,
-    ImageTrainer,
     image_trainer,
 )
-from autoregressive_diffusion_pytorch.checkpoints import best_checkpoint, check_checkpoint, read_manifest, write_checkpoint
+from autoregressive_diffusion_pytorch.checkpoints import best_checkpoint, check_checkpoint, read_manifest
 from autoregressive_diffusion_pytorch.image_trainer import TrainingStopped
 from autoregressive_diffusion_pytorch.training_data import DeadWorkerError
-
-SMALL = dict(dim=16, depth=1, heads=2, dim_head=8, mlp_depth=1, mlp_width=16)
-
-
-class Constant(torch.nn.Module):
-    """The least that the trainer asks of a model: learns the mean of the images, samples it."""
-
-    def __init__(self):
-        super().__init__()
-        self.mean = torch.nn.Parameter(torch.zeros(1, 4, 4))
-
-    def forward(self, images):
-        return (images - self.mean).square().mean()
-
-    def sample(self, batch_size, generator):
-        return self.mean.detach().expand(batch_size, 1, 4, 4).clamp(0, 1)
-
-
-def small_model(model_class=ImageAutoregressiveFlow, num_classes=None, **kwargs):
-    return model_class(image_size=4, patch_size=2, channels=1, num_classes=num_classes, model=SMALL | kwargs)
-
-
-def make_trainer(folder, model=None, images=None, **kwargs):
-    settings = dict(
-        num_train_steps=4,
-        batch_size=2,
-        checkpoints_folder=folder / "checkpoints",
-        results_folder=folder / "results",
-        logs_folder=folder / "logs",
-        num_samples=4,
-        accelerate_kwargs=dict(cpu=True),
-    )
-    return ImageTrainer(
-        small_model() if model is None else model,
-        dataset=torch.rand(8, 1, 4, 4) if images is None else images,
-        **(settings | kwargs),
-    )
-
-
-def names(folder):
-    return sorted(path.name for path in folder.iterdir())
 
 
 @pytest.mark.parametrize("model_class", [ImageAutoregressiveDiffusion, ImageAutoregressiveFlow])
@@ -167,48 +132,6 @@ def test_ends_in_time_with_grid_and_checkpoint(tmp_path):
     assert names(tmp_path / "results") == [f"results.{trainer.step}.png"]
 
 
-class Augmented(torch.utils.data.Dataset):
-    """Labelled images with random numbers of all kinds in them."""
-
-    def __init__(self):
-        self.images = torch.rand(10, 1, 4, 4)
-
-    def __len__(self):
-        return 10
-
-    def __getitem__(self, index):
-        shift = torch.rand(()) + random.random() + np.random.rand()
-        return (self.images[index] + 0.1 * shift).clamp(0, 1), index % 3
-
-
-def stop_after(step, trainer):
-    """Lets a trainer get a signal while it makes a step."""
-    train_step = trainer._train_step
-
-    def stopping(batches):
-        if trainer.step == step - 1:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return train_step(batches)
-
-    trainer._train_step = stopping
-    return trainer
-
-
-def same_bits(first, second):
-    """Two trainers hold the same, to the last bit."""
-
-    def tensors(trainer):
-        yield from trainer.unwrapped_model.state_dict().items()
-        yield from trainer.ema.state_dict().items()
-        for i, state in trainer.optimizer.state_dict()["state"].items():
-            yield from ((f"{name} {i}", value) for name, value in state.items())
-
-    return all(
-        name == other and torch.equal(value, other_value)
-        for (name, value), (other, other_value) in zip(tensors(first), tensors(second), strict=True)
-    )
-
-
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_a_resumed_run_ends_with_the_bits_of_one_that_never_stopped(tmp_path, num_workers):
     # labels that are dropped at random, layers that are by Python's random numbers, augmentation, a validation, grids on the way
@@ -241,7 +164,7 @@ def test_a_resumed_run_ends_with_the_bits_of_one_that_never_stopped(tmp_path, nu
     assert last.step == 8
     last()
     assert same_bits(last, whole)
-    assert last._losses == whole._losses
+    assert last.log.losses == whole.log.losses
     grids = [(tmp_path / run / "results" / "results.11.png").read_bytes() for run in ("whole", "parts")]
     assert grids[0] == grids[1]
     losses = [read_manifest(tmp_path / run / "checkpoints" / "checkpoint.11")["validation_loss"] for run in ("whole", "parts")]
@@ -250,18 +173,6 @@ def test_a_resumed_run_ends_with_the_bits_of_one_that_never_stopped(tmp_path, nu
 
 def model_kwargs(model):
     return dict(decoder_kwargs=model.config["model"]["decoder_kwargs"])
-
-
-def test_a_resumed_run_heeds_new_settings(tmp_path):
-    settings = dict(num_train_steps=4, learning_rate=0.1, adam_kwargs=dict(betas=(0.5, 0.6)))
-    make_trainer(tmp_path, **settings)()
-    again = dict(num_train_steps=5, learning_rate=1e-5, adam_kwargs=dict(betas=(0.7, 0.8), weight_decay=0.3))
-    trainer = make_trainer(tmp_path, resume=True, **again)
-    trainer()
-    assert trainer.step == 5
-    decaying, others = trainer.optimizer.param_groups
-    assert [group["lr"] for group in (decaying, others)] == [1e-5, 1e-5]
-    assert (decaying["betas"], decaying["weight_decay"], others["weight_decay"]) == ((0.7, 0.8), 0.3, 0.0)
 
 
 def test_the_seed_makes_the_run(tmp_path):
@@ -315,40 +226,6 @@ def test_a_stop_at_a_checkpoint_is_made_up_for(tmp_path):
         assert names(tmp_path / "parts" / folder) == names(tmp_path / "whole" / folder)
     assert names(tmp_path / "whole" / "checkpoints") == ["checkpoint.10", "checkpoint.4"]
     assert steps._best_loss == 0
-
-
-def test_parameters_without_a_gradient_so_far(tmp_path):
-    class Partial(Constant):
-        """Uses a part of it only from the third step on."""
-
-        def __init__(self):
-            super().__init__()
-            self.late = torch.nn.Parameter(torch.zeros(()))
-
-        def forward(self, images):
-            return super().forward(images) + (self.late.square() + self.late if self.training and trainer.step > 1 else 0)
-
-    settings = dict(num_train_steps=6, checkpoint_every=1, keep_last=None, images=torch.rand(8, 1, 4, 4))
-    trainer = make_trainer(tmp_path / "whole", Partial(), **settings)
-    trainer()
-    whole = trainer
-    for step in (1, 2, 3):
-        folder = tmp_path / str(step)
-        shutil.copytree(tmp_path / "whole", folder)
-        for later in range(step + 1, 7):
-            shutil.rmtree(folder / "checkpoints" / f"checkpoint.{later}")
-        trainer = make_trainer(folder, Partial(), resume=True, **settings)
-        trainer()
-        assert same_bits(trainer, whole)
-
-
-def test_saving_changes_nothing(tmp_path):
-    images = torch.rand(8, 1, 4, 4)
-    first, second = (make_trainer(tmp_path / str(i), Constant(), images) for i in (1, 2))
-    second.save()
-    first()
-    second()
-    assert same_bits(first, second)
 
 
 def test_an_interrupted_replacement_is_found_on_resuming(tmp_path):
@@ -439,36 +316,6 @@ def test_damaged_checkpoints_are_passed_over(tmp_path):
         (checkpoints / f"checkpoint.{step}" / "manifest.json").unlink()
     with pytest.raises(FileNotFoundError, match="nothing to resume"), pytest.warns(UserWarning, match="passed over"):
         make_trainer(tmp_path, resume=True, **settings)
-
-
-class Payload:
-    def __reduce__(self):
-        return os.mkdir, ("executed",)
-
-
-def test_a_checkpoint_with_a_payload_is_refused(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    make_trainer(tmp_path)()
-    checkpoint = tmp_path / "checkpoints" / "checkpoint.4"
-    state = torch.load(checkpoint / "training.pt", weights_only=True)
-
-    def forge(folder):
-        for file in ("config.json", "model.safetensors", "online.safetensors"):
-            shutil.copy(checkpoint / file, folder)
-        torch.save(state | dict(payload=Payload()), folder / "training.pt")
-
-    write_checkpoint(tmp_path / "checkpoints", 5, forge)  # with all the right hashes
-    with pytest.raises(ValueError, match=r"checkpoint.5/training.pt is refused: it holds more than tensors and plain values"):
-        make_trainer(tmp_path, num_train_steps=9, resume=True)
-    assert not (tmp_path / "executed").exists()
-    torch.load(tmp_path / "checkpoints" / "checkpoint.5" / "training.pt", weights_only=False)
-    assert (tmp_path / "executed").exists()  # it would have been
-
-
-def test_the_checkpoint_of_another_model_is_refused(tmp_path):
-    make_trainer(tmp_path)()
-    with pytest.raises(ValueError, match=r"(?s)online.safetensors holds the weights of another model than the trainer's: .*mean"):
-        make_trainer(tmp_path, Constant(), resume=True)
 
 
 def test_a_full_disk_stops_with_an_error_and_leaves_what_was_there(tmp_path):
@@ -624,90 +471,6 @@ def test_broken_weights_are_not_skipped_for_ever(tmp_path):
         trainer()
 
 
-def test_a_spike_leaves_a_trace(tmp_path, caplog):
-    class Spiky(Constant):
-        calls = 0
-
-        def forward(self, images):
-            self.calls += self.training
-            return super().forward(images) + (100.0 if self.calls == 73 else 0.0)
-
-    make_trainer(tmp_path, Spiky(), num_train_steps=90, log_every=50)()
-    (record,) = caplog.records
-    assert "the loss of step 73 is 100" in record.getMessage()
-    assert "far above the average of 0." in record.getMessage()
-    assert [entry.step for entry in events(tmp_path)["loss"]] == [50, 73, 90]
-
-
-def events(folder):
-    """What TensorBoard reads, by name."""
-    accumulator = EventAccumulator(str(folder / "logs" / "training"))
-    accumulator.Reload()
-    return {name: accumulator.Scalars(name) for name in accumulator.Tags()["scalars"]}
-
-
-def test_tensorboard_reads_the_log(tmp_path):
-    settings = dict(num_train_steps=20, log_every=5, checkpoint_every=8, learning_rate=0.1, warmup_steps=2)
-    trainer = make_trainer(tmp_path, validation_dataset=torch.rand(3, 1, 4, 4), **settings)
-    trainer()
-    found = events(tmp_path)
-    assert [entry.step for entry in found["validation_loss"]] == [8, 16, 20]
-    names = ("loss", "loss_average", "gradient_norm", "learning_rate", "images_per_second", "utilization", "skipped_steps")
-    assert found.keys() == {*names, "validation_loss"}
-    for name in names:
-        assert [entry.step for entry in found[name]] == [5, 10, 15, 20], name
-    assert [entry.value for entry in found["learning_rate"]] == pytest.approx([0.1] * 4)
-    assert all(0 < entry.value < 1 for entry in found["utilization"])
-    assert all(entry.value > 0 for entry in found["gradient_norm"])
-    assert found["loss_average"][-1].value == pytest.approx(trainer._losses.average)
-
-
-def test_a_resumed_run_goes_on_with_the_log(tmp_path):
-    settings = dict(num_train_steps=6, log_every=1, checkpoint_every=2)
-    trainer = make_trainer(tmp_path, **settings)
-    trainer._train_step = interrupt_after(5, trainer._train_step)  # the fifth is logged and lost
-    with pytest.raises(KeyboardInterrupt):
-        trainer()
-    make_trainer(tmp_path, resume=True, **settings)()
-    assert [entry.step for entry in events(tmp_path)["loss"]] == [1, 2, 3, 4, 5, 6]
-
-
-def test_other_trackers_and_none(tmp_path):
-    class Memory(GeneralTracker):
-        name = "memory"
-        requires_logging_directory = False
-        tracker = None
-        entries, configs, finished = [], [], []
-
-        def store_init_configuration(self, values):
-            self.configs.append(values)
-
-        def log(self, values, step=None, **kwargs):
-            self.entries.append(step)
-
-        def finish(self):
-            self.finished.append(True)
-
-    make_trainer(tmp_path / "memory", log_with=[Memory()], log_every=2)()
-    assert (Memory.entries, Memory.finished) == ([2, 4], [True])
-    assert Memory.configs[0]["image_size"] == 4
-    make_trainer(tmp_path / "none", log_with=None)()
-    assert not (tmp_path / "memory" / "logs").exists()
-    assert not (tmp_path / "none" / "logs").exists()
-
-
-def interrupt_after(count, function):
-    calls = []
-
-    def interrupted(*args):
-        if len(calls) == count:
-            raise KeyboardInterrupt
-        calls.append(args)
-        return function(*args)
-
-    return interrupted
-
-
 def test_gradient_checkpointing_changes_no_number(tmp_path):
     model = small_model()
     images = torch.rand(8, 1, 4, 4)
@@ -812,13 +575,6 @@ def test_bad_arguments(tmp_path, kwargs, error, message):
         make_trainer(tmp_path, Constant(), **kwargs)
 
 
-@pytest.mark.filterwarnings("ignore:.*no supported trackers")
-def test_a_tracker_that_is_not_installed(tmp_path, monkeypatch):
-    monkeypatch.setattr("accelerate.tracking._available_trackers", [])
-    with pytest.raises(ValueError, match="log_with: the packages of tensorboard are not installed"):
-        make_trainer(tmp_path, Constant())
-
-
 def test_a_dataset_of_other_things_than_images(tmp_path):
     with pytest.raises(TypeError, match=r"dataset must give images .* got an item of type str"):
         make_trainer(tmp_path / "a", Constant(), ["image"] * 8)()
@@ -898,7 +654,7 @@ def test_a_hugging_face_dataset_trains_as_it_is(tmp_path, monkeypatch):
     dataset = datasets.Dataset.from_dict(dict(image=pictures, label=[0, 1, 1, 0]), features=features)
     grids = []
     monkeypatch.setattr(image_trainer, "save_image_grid", lambda images, path, *layout: grids.append((images.shape, *layout)))
-    model = ImageAutoregressiveFlow(image_size=(4, 6), patch_size=2, num_classes=2, model=SMALL)
+    model = ImageAutoregressiveFlow(image_size=(4, 6), patch_size=2, num_classes=2, model=SIZES)
     make_trainer(tmp_path, model, dataset)()
     # as tensors, which it gives with 8 bits
     dataset = datasets.Dataset.from_dict(dict(image=[Image.new("RGB", (6, 4))] * 4, label=[0, 1, 1, 0]), features=features)
@@ -932,7 +688,7 @@ def test_vectors_come_to_the_model_and_those_of_the_first_items_to_the_grids(tmp
 
 def test_a_conditional_model_trains_draws_and_loads(tmp_path):
     images = TensorDataset(torch.rand(8, 1, 4, 4), torch.arange(8) % 3)
-    model = ImageAutoregressiveFlow(image_size=4, patch_size=2, channels=1, num_classes=3, model=SMALL)
+    model = ImageAutoregressiveFlow(image_size=4, patch_size=2, channels=1, num_classes=3, model=SIZES)
     make_trainer(tmp_path, model, images, sample_kwargs=dict(guidance_scale=2.0))()
     loaded = ImageAutoregressiveFlow.from_pretrained(tmp_path / "checkpoints" / "checkpoint.4")
     assert loaded.sample(labels=[0, 1, 2], guidance_scale=2.0).shape == (3, 1, 4, 4)
@@ -1021,12 +777,11 @@ def test_a_run_killed_in_the_midst_of_a_save_goes_on_to_the_same_bits(tmp_path, 
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     script = """
 import torch
-from small_trainings import SMALL, trainer_in
-from autoregressive_diffusion_pytorch import ImageAutoregressiveFlow
+from small_trainings import small_model, trainer_in
 
 torch.set_num_threads(1)
 torch.manual_seed(0)
-trainer_in("killed", ImageAutoregressiveFlow(**SMALL), num_train_steps=1000, warmup_steps=0, checkpoint_every=1)()
+trainer_in("killed", small_model(), num_train_steps=1000, warmup_steps=0, checkpoint_every=1)()
 """
     environment = os.environ | dict(PYTHONPATH=str(Path(__file__).parent))
     with open(tmp_path / "log", "wb") as log:
@@ -1041,12 +796,10 @@ trainer_in("killed", ImageAutoregressiveFlow(**SMALL), num_train_steps=1000, war
     assert process.wait() == -signal.SIGKILL, (tmp_path / "log").read_text()
 
     torch.manual_seed(1)
-    resumed = trainer_in(
-        tmp_path / "killed", ImageAutoregressiveFlow(**SMALL_MODEL), num_train_steps=20, warmup_steps=0, resume=True
-    )
+    resumed = trainer_in(tmp_path / "killed", small_model(), num_train_steps=20, warmup_steps=0, resume=True)
     assert 5 <= resumed.step < 20
     resumed()
     torch.manual_seed(0)
-    whole = trainer_in(tmp_path / "whole", ImageAutoregressiveFlow(**SMALL_MODEL), num_train_steps=20, warmup_steps=0)
+    whole = trainer_in(tmp_path / "whole", small_model(), num_train_steps=20, warmup_steps=0)
     whole()
     assert same_bits(resumed, whole)

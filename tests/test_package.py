@@ -37,7 +37,7 @@ FLOORS = [
     {"checks", "solvers", "pretrained", "compilation", "modes", "gradient_checkpointing"},
     {"checkpoints", "random_states", "stop_signals", "optimization", "running_average", "image_grids"},
     {"denoiser", "backbone", "conditioning", "image_dataset", "training_state", "utilization"},
-    {"heads", "training_data"},
+    {"heads", "training_data", "training_log"},
     {"autoregressive", "image_trainer"},
     {"image"},
     {"cli"},

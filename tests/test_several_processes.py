@@ -2,15 +2,11 @@
 
 import pytest
 import torch
-from small_trainings import SMALL, Seeded, gradients, run_by_two, trainer_in
+from small_trainings import SMALL, Seeded, gradients, names, run_by_two, trainer_in
 
 from autoregressive_diffusion_pytorch import ImageAutoregressiveFlow
 from autoregressive_diffusion_pytorch.checkpoints import check_checkpoint
 from autoregressive_diffusion_pytorch.image import draw_images
-
-
-def names(folder):
-    return sorted(path.name for path in folder.iterdir())
 
 
 @pytest.fixture
