@@ -93,7 +93,7 @@ def test_the_best_has_the_lowest_validation_loss(tmp_path):
 
 
 def test_old_ones_are_removed_but_for_the_best(tmp_path):
-    for step, loss in ((1, 0.4), (2, 0.1), (3, 0.3), (4, None), (5, 0.2), (9, None)):
+    for step, loss in ((1, float("nan")), (2, 0.1), (3, 0.3), (4, None), (5, 0.2), (9, None)):
         write_checkpoint(tmp_path, step, two_files(), validation_loss=loss)
     # those of later steps are of no account: what a run resumed from an earlier one wrote last is not to go for them
     remove_old_checkpoints(tmp_path, keep_last=2, up_to=5)

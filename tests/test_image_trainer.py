@@ -477,6 +477,8 @@ def test_gradient_checkpointing_changes_no_number(tmp_path):
     plain, checkpointed = (
         make_trainer(tmp_path / str(on), copy.deepcopy(model), images, gradient_checkpointing=on) for on in (False, True)
     )
+    layers = [trainer.unwrapped_model.model.head.net.blocks[0] for trainer in (plain, checkpointed)]
+    assert type(layers[0]) is not type(layers[1])
     plain()
     checkpointed()
     for expected, found in zip(plain.model.parameters(), checkpointed.model.parameters(), strict=True):

@@ -29,6 +29,14 @@ def test_control_c_again_ends_at_once(monkeypatch):
             os.kill(os.getpid(), signal.SIGINT)
 
 
+def test_sigterm_again_is_no_further_wish(monkeypatch):
+    monkeypatch.setattr(StopSignals, "PATIENCE", 0.0)
+    with StopSignals() as signals:
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert signals.received == "SIGTERM"
+
+
 def test_in_another_thread_nothing_is_noted():
     before = signal.getsignal(signal.SIGTERM)
     handlers = []
