@@ -5,16 +5,16 @@ A run is one folder: `config.json`, `checkpoints/`, `samples/` and `logs/`.
 
 from __future__ import annotations
 
-import atexit
-import json
 import math
 import os
 import tempfile
 import warnings
-from itertools import count as count_up
 from pathlib import Path
 
 import click
+
+from autoregressive_diffusion_pytorch.cli_drawing import complete, sample
+from autoregressive_diffusion_pytorch.run_folder import SEED, checkpoint_of, listed, model_class, new_run, read_config, write_config
 
 # what to train where the command line says nothing else
 DIGITS = dict(
@@ -34,9 +34,6 @@ FOLDER = dict(
 )
 
 
-SEED = click.IntRange(0, 2**31 - 1)  # each process adds its number, and a seed must stay below 2**32
-
-
 def _by_source(name: str) -> str:
     return f"[default: {DIGITS[name]} for digits, {FOLDER[name]} for a folder]"
 
@@ -47,6 +44,10 @@ def main() -> None:
     """Train models that draw images token by token, and draw images with them."""
     # x-transformers compiles a few functions with torch.jit: nothing that a person at the command line could change
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.jit")
+
+
+main.add_command(sample)
+main.add_command(complete)
 
 
 @main.command(short_help="Train on a folder of images, or on the built-in digits.")
@@ -186,7 +187,7 @@ def train(source: str, run_folder: Path | None, **options) -> None:
             log_with=options["log_with"],
         ),
     )
-    run_folder = run_folder or _new_run(Path(source).name)
+    run_folder = run_folder or new_run(Path(source).name)
     if (run_folder / "config.json").exists():
         raise click.ClickException(f"{run_folder} already holds a run: `ardiff resume {run_folder}` goes on with it")
     if source != "digits" and run_folder.resolve().is_relative_to(source):
@@ -200,7 +201,7 @@ def train(source: str, run_folder: Path | None, **options) -> None:
     trainer.accelerator.wait_for_everyone()  # until all have seen that the run's folder is free
     if trainer.is_main:
         run_folder.mkdir(parents=True, exist_ok=True)
-        _write_config(config, run_folder)
+        write_config(config, run_folder)
     _train(trainer, run_folder)
 
 
@@ -212,7 +213,7 @@ def train(source: str, run_folder: Path | None, **options) -> None:
 @click.option("--nonfinite", type=click.Choice(["stop", "skip"]), help="From now on. [default: as before]")
 def resume(run_folder: Path, steps: int | None, minutes: float | None, learning_rate: float | None, nonfinite: str | None) -> None:
     """Go on with RUN from its newest whole checkpoint, as if it had never stopped."""
-    config = _read_config(run_folder)
+    config = read_config(run_folder)
     config["trainer"]["max_minutes"] = minutes
     config["trainer"] |= {
         name: value for name, value in dict(learning_rate=learning_rate, nonfinite=nonfinite).items() if value is not None
@@ -222,8 +223,8 @@ def resume(run_folder: Path, steps: int | None, minutes: float | None, learning_
     dataset, classes = _dataset(config)
     if classes != config["classes"]:
         raise click.ClickException(
-            f"{config['source']} has other classes than when the run was started: {_listed(classes)} instead of "
-            f"{_listed(config['classes'])}"
+            f"{config['source']} has other classes than when the run was started: {listed(classes)} instead of "
+            f"{listed(config['classes'])}"
         )
     if config["hold_out"] > 0 and config["num_images"] not in (None, len(dataset)):
         raise click.ClickException(
@@ -234,123 +235,8 @@ def resume(run_folder: Path, steps: int | None, minutes: float | None, learning_
     if trainer.step >= trainer.num_train_steps:
         raise click.ClickException(f"{run_folder} is at step {trainer.step} of {trainer.num_train_steps}: --steps asks for more")
     if trainer.is_main:
-        _write_config(config, run_folder)
+        write_config(config, run_folder)
     _train(trainer, run_folder)
-
-
-def _sampling_options(default_count: int, counted: str):
-    """The options that the commands which draw images share."""
-    options = [
-        click.option("--count", type=click.IntRange(1), default=default_count, show_default=True, help=counted),
-        click.option(
-            "--output",
-            type=click.Path(path_type=Path),
-            help="File of the grid. [default: one in the run's samples/, named after the seed]",
-        ),
-        click.option(
-            "--files", type=click.Path(file_okay=False, path_type=Path), help="Also write each image as a file into this folder."
-        ),
-        click.option("--checkpoint", type=click.IntRange(1), help="Step of the checkpoint to use. [default: the newest]"),
-        click.option(
-            "--label",
-            "names",
-            multiple=True,
-            metavar="NAME",
-            help="What to draw, the name or number of a class; several of them if given several times. [default: all]",
-        ),
-        click.option(
-            "--guidance",
-            type=click.FloatRange(0),
-            default=1.0,
-            show_default=True,
-            help="Above 1 to follow labels more closely; 0 for no label.",
-        ),
-        click.option(
-            "--guidance-schedule",
-            type=click.Choice(["constant", "linear"]),
-            default="constant",
-            show_default=True,
-            help="Linear grows from about 1 at the first token.",
-        ),
-        click.option(
-            "--guidance-interval",
-            type=(float, float),
-            metavar="LOW HIGH",
-            help="Guide only between these noise levels. [default: at all]",
-        ),
-        click.option("--solver", help="Solver of the head's sampler, such as euler, midpoint or dpmpp_2m. [default: the model's]"),
-        click.option("--steps", type=click.IntRange(1), help="Steps of the solver for each token. [default: as many as suit it]"),
-        click.option("--temperature", type=click.FloatRange(0), default=1.0, show_default=True, help="Below 1 for less variety."),
-        click.option("--batch-size", type=click.IntRange(1), default=64, show_default=True, help="Images drawn at a time."),
-        click.option(
-            "--precision",
-            type=click.Choice(["no", "bf16"]),
-            default="no",
-            show_default=True,
-            help="bf16 rounds the weights: faster where the device has instructions for it.",
-        ),
-        click.option("--compile", is_flag=True, help="Compile the model first: takes minutes, and pays for many images."),
-        click.option("--seed", type=SEED, default=0, show_default=True, help="The same seed and batch size give the same images."),
-    ]
-
-    def decorate(command):
-        for option in reversed(options):
-            command = option(command)
-        return command
-
-    return decorate
-
-
-@main.command(short_help="Draw images with a trained model.")
-@click.argument("run_folder", metavar="RUN", type=click.Path(exists=True, file_okay=False, path_type=Path))
-@_sampling_options(64, "How many images; with labels the next multiple of their number, a row for each.")
-def sample(run_folder: Path, count: int, batch_size: int, **options) -> None:
-    """Draw images with the model of RUN, into one picture and, if asked, into single files."""
-    from autoregressive_diffusion_pytorch.image import draw_images
-
-    run = _SamplingRun(run_folder, f"sample.{options['seed']}.png", **options)
-    labels, columns = run.labels, None
-    if labels:
-        import torch
-
-        columns = -(-count // len(labels))
-        labels, count = torch.tensor(labels).repeat_interleave(columns), columns * len(labels)
-    kwargs = dict(run.sample_kwargs, labels=labels, progress=run.is_main)
-    run.save(draw_images(run.model, count, batch_size=batch_size, seed=run.seed, **kwargs), columns)
-
-
-@main.command(short_help="Draw the rest of an image, below its first rows.")
-@click.argument("run_folder", metavar="RUN", type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.argument("image_file", metavar="IMAGE", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.option("--keep-rows", type=click.IntRange(0), required=True, help="Rows of pixels to keep: a multiple of the patch size.")
-@_sampling_options(8, "How many completions; of each label, if it draws labels.")
-def complete(run_folder: Path, image_file: Path, keep_rows: int, count: int, batch_size: int, **options) -> None:
-    """Draw the rest of IMAGE, scaled and cropped to the size of the model of RUN, below its first rows."""
-    import torch
-
-    from autoregressive_diffusion_pytorch.image_dataset import read_image
-
-    run = _SamplingRun(run_folder, f"complete.{image_file.stem}.{options['seed']}.png", **options)
-    model = run.model
-    generator = torch.Generator(run.device).manual_seed(run.seed)
-    try:
-        image = read_image(image_file, model.image_size, model.channels).unsqueeze(0).to(run.device)
-        completions = [
-            model.complete(
-                image,
-                keep_rows,
-                num_completions=min(batch_size, count - start),
-                labels=label,
-                generator=generator,
-                progress=True,
-                **run.sample_kwargs,
-            ).cpu()
-            for label in run.labels or [None]
-            for start in range(0, count, batch_size)
-        ]
-    except ValueError as error:
-        raise click.ClickException(str(error)) from error
-    run.save(torch.cat(completions), count if run.labels else None)
 
 
 @main.command(short_help="Write a trained model into a folder that can be shared.")
@@ -364,8 +250,8 @@ def export(run_folder: Path, folder: Path, checkpoint: int | None) -> None:
     """
     from autoregressive_diffusion_pytorch.checkpoints import best_checkpoint, step_of
 
-    config = _read_config(run_folder)
-    source = _checkpoint(run_folder, checkpoint, best_checkpoint)
+    config = read_config(run_folder)
+    source = checkpoint_of(run_folder, checkpoint, best_checkpoint)
     if folder.exists() and (folder.is_file() or any(folder.iterdir())):
         raise click.ClickException(f"{folder} is not empty: name another one")
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -375,7 +261,7 @@ def export(run_folder: Path, folder: Path, checkpoint: int | None) -> None:
     if drawn:
         card["grid"] = grids[max(drawn)]
     with tempfile.TemporaryDirectory(dir=folder.parent) as partial:
-        _model_class(config).from_pretrained(source).save_pretrained(Path(partial) / "model", model_card_kwargs=card)
+        model_class(config).from_pretrained(source).save_pretrained(Path(partial) / "model", model_card_kwargs=card)
         if folder.exists():
             folder.rmdir()
         (Path(partial) / "model").replace(folder)
@@ -396,143 +282,10 @@ def _training_facts(config: dict, checkpoint: Path) -> dict[str, str]:
         "seed": config["seed"],
     }
     if config["classes"]:
-        facts["labels"] = _listed(config["classes"])
+        facts["labels"] = listed(config["classes"])
     if manifest.get("validation_loss") is not None:
         facts["validation loss"] = f"{manifest['validation_loss']:.4f}, on {config['hold_out']:.1%} of the images"
     return facts
-
-
-class _SamplingRun:
-    """A run that images are drawn with: its model, what to tell it, and where the images go. What is wrong is told in one line."""
-
-    def __init__(
-        self,
-        run_folder: Path,
-        default_output: str,
-        *,
-        output: Path | None,
-        files: Path | None,
-        checkpoint: int | None,
-        names: tuple[str, ...],
-        guidance: float,
-        guidance_schedule: str,
-        guidance_interval: tuple[float, float] | None,
-        solver: str | None,
-        steps: int | None,
-        temperature: float,
-        precision: str,
-        compile: bool,
-        seed: int,
-    ):
-        import torch
-        from accelerate import Accelerator
-
-        from autoregressive_diffusion_pytorch.checkpoints import newest_checkpoint
-        from autoregressive_diffusion_pytorch.conditioning import Guidance
-
-        self.output = output or run_folder / "samples" / default_output
-        self.files = files
-        self.seed = seed
-        if self.output.suffix.lower() != ".png":
-            raise click.BadParameter(f"{self.output} must end in .png", param_hint="--output")
-        config = _read_config(run_folder)
-        folder = _checkpoint(run_folder, checkpoint, newest_checkpoint)
-        accelerator = Accelerator()
-        atexit.register(accelerator.state.destroy_process_group)  # or it may be aborted at the very end
-        self.device, self.is_main = accelerator.device, accelerator.is_main_process
-        self.model = _model_class(config).from_pretrained(folder).to(self.device)
-        if precision == "bf16":
-            self.model.to(torch.bfloat16)
-
-        self.classes = config["classes"]
-        guided = dict(guidance_scale=guidance, guidance_schedule=guidance_schedule, guidance_interval=guidance_interval)
-        self.sample_kwargs = dict(solver=solver, num_steps=steps, temperature=temperature, compile=compile, **guided)
-        try:
-            unconditional = Guidance(guidance, guidance_schedule, guidance_interval).is_unconditional
-            self.labels = self._labels(names, unconditional)
-            self.model.stream(labels=self.labels, **self.sample_kwargs)  # checks them
-        except ValueError as error:
-            raise click.ClickException(str(error)) from error
-
-    def _labels(self, names: tuple[str, ...], unconditional: bool) -> list[int] | None:
-        """The labels that are to be drawn, None for none."""
-        if self.classes is None:
-            if names:
-                raise click.ClickException("the run has no labels: `ardiff train --labels` trains one that has")
-            return None
-        labels = []
-        for name in names:
-            if name in self.classes:
-                labels.append(self.classes.index(name))
-            elif name.isdecimal() and int(name) < len(self.classes):
-                labels.append(int(name))
-            else:
-                known = ", ".join(self.classes)
-                raise click.BadParameter(f"{name!r} is none of {known}, nor the number of one", param_hint="--label")
-        if unconditional:
-            if labels:
-                raise click.ClickException("--guidance 0 draws without labels: leave out --label")
-            return None
-        return labels or list(range(len(self.classes)))
-
-    def save(self, images, columns: int | None) -> None:
-        """Writes the grid, with labels a row of `columns` images for each, and the files; of several processes the main one."""
-        if not self.is_main:
-            return
-        from autoregressive_diffusion_pytorch.image_grids import save_image_files, save_image_grid
-
-        save_image_grid(images, self.output, columns, self.labels and [self.classes[label] for label in self.labels])
-        click.echo(self.output)
-        if self.files:
-            save_image_files(images, self.files)
-            click.echo(f"{self.files}: {len(images)} files")
-
-
-def _new_run(name: str) -> Path:
-    """The first of `runs/NAME`, `runs/NAME-2`, … that is not there yet."""
-    names = (name if i == 1 else f"{name}-{i}" for i in count_up(1))
-    return next(folder for folder in (Path("runs") / n for n in names) if not folder.exists())
-
-
-def _read_config(run_folder: Path) -> dict:
-    try:
-        config = json.loads((run_folder / "config.json").read_text())
-    except FileNotFoundError:
-        raise click.ClickException(f"{run_folder} holds no config.json: it is not the folder of a run") from None
-    # of runs of earlier versions, which had no such options
-    defaults = dict(classes=None, accumulate=1, compile=False, hold_out=0.0, num_images=None, used_precision=config["precision"])
-    return defaults | config | dict(dataset=dict(labels_from_folders=False) | config["dataset"])
-
-
-def _write_config(config: dict, run_folder: Path) -> None:
-    partial = run_folder / "config.json.partial"
-    partial.write_text(json.dumps(config, indent=2))
-    partial.replace(run_folder / "config.json")
-
-
-def _model_class(config: dict):
-    from autoregressive_diffusion_pytorch import ImageAutoregressiveDiffusion, ImageAutoregressiveFlow
-
-    return {"diffusion": ImageAutoregressiveDiffusion, "flow": ImageAutoregressiveFlow}[config["head"]]
-
-
-def _listed(classes: list[str] | None) -> str:
-    return ", ".join(classes) if classes else "none"
-
-
-def _checkpoint(run_folder: Path, step: int | None, default) -> Path:
-    """The checkpoint of a step, or the one that `default` chooses. What is wrong is told in one line."""
-    from autoregressive_diffusion_pytorch.checkpoints import DamagedCheckpointError, check_checkpoint
-
-    checkpoints = run_folder / "checkpoints"
-    folder = checkpoints / f"checkpoint.{step}" if step else default(checkpoints)
-    if folder is None or not folder.is_dir():
-        raise click.ClickException(f"{checkpoints} holds no checkpoint{f' of step {step}' if step else ''}")
-    try:
-        check_checkpoint(folder)
-    except DamagedCheckpointError as error:
-        raise click.ClickException(str(error)) from error
-    return folder
 
 
 def _dataset(config: dict):
@@ -574,7 +327,7 @@ def _build(config: dict, dataset, run_folder: Path, resume: bool = False):
     set_seed(config["seed"])  # for the weights
     try:
         return ImageTrainer(
-            _model_class(config)(**config["model"]),
+            model_class(config)(**config["model"]),
             dataset=dataset,
             validation_dataset=held_out,
             checkpoints_folder=run_folder / "checkpoints",

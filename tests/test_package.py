@@ -40,6 +40,8 @@ FLOORS = [
     {"heads", "training_data", "training_log"},
     {"autoregressive", "image_trainer"},
     {"image"},
+    {"run_folder"},
+    {"cli_drawing"},
     {"cli"},
     {"__main__"},
 ]
