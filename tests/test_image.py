@@ -296,7 +296,7 @@ def test_bad_images(model_class, images, error, message):
 
 def test_images_drawn_in_batches():
     model = stir(ImageAutoregressiveFlow(image_size=4, patch_size=2, channels=1, num_classes=3, model=SMALL))
-    labels = torch.tensor([0, 0, 1, 1, 2])
+    labels = torch.ones(5, dtype=torch.long)
     images = draw_images(model, 5, batch_size=2, seed=3, labels=labels)
     assert images.shape == (5, 1, 4, 4)
     assert len(images.flatten(1).unique(dim=0)) == 5  # no batch is another again
