@@ -270,12 +270,12 @@ def export(run_folder: Path, folder: Path, checkpoint: int | None) -> None:
 
 def _training_facts(config: dict, checkpoint: Path) -> dict[str, str]:
     """What a model card tells of a training."""
-    from autoregressive_diffusion_pytorch.checkpoints import read_manifest
+    from autoregressive_diffusion_pytorch.checkpoints import step_of, validation_loss
 
-    manifest, trainer = read_manifest(checkpoint), config["trainer"]
+    trainer, loss = config["trainer"], validation_loss(checkpoint)
     facts = {
         "images": Path(config["source"]).name,
-        "steps": f"{manifest['step']:,}",
+        "steps": f"{step_of(checkpoint):,}",
         "images a step": f"{trainer['batch_size'] * config['accumulate']} in each process",
         "learning rate": f"{trainer['learning_rate']:g}, {trainer['lr_schedule']}",
         "precision": config["used_precision"],
@@ -283,8 +283,8 @@ def _training_facts(config: dict, checkpoint: Path) -> dict[str, str]:
     }
     if config["classes"]:
         facts["labels"] = listed(config["classes"])
-    if manifest.get("validation_loss") is not None:
-        facts["validation loss"] = f"{manifest['validation_loss']:.4f}, on {config['hold_out']:.1%} of the images"
+    if loss is not None:
+        facts["validation loss"] = f"{loss:.4f}, on {config['hold_out']:.1%} of the images"
     return facts
 
 

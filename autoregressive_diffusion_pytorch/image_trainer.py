@@ -201,9 +201,9 @@ class ImageTrainer:
         for name, value, highest in (("warmup_steps", warmup_steps, math.inf), ("seed", seed, 2**31 - 1)):
             if type(value) is not int or not 0 <= value <= highest:
                 raise ValueError(f"{name} must be a whole number from 0 to {highest}, got {value!r}")
-        for name, given in (("dataset", dataset), ("validation_dataset", validation_dataset)):
-            if name == "dataset" or given is not None:
-                _check_dataset(name, given)
+        _check_dataset("dataset", dataset)
+        if validation_dataset is not None:
+            _check_dataset("validation_dataset", validation_dataset)
         if own := BATCH_ARGUMENTS & (dataloader_kwargs or {}).keys():
             raise ValueError(f"dataloader_kwargs must not hold {sorted(own)}: the trainer makes the batches, so that it can resume")
         # asked for now, so that a model that cannot be saved is known before it is trained
@@ -226,7 +226,6 @@ class ImageTrainer:
         self.sample_kwargs = sample_kwargs or {}
         self.checkpoints_folder = Path(checkpoints_folder)
         self.results_folder = Path(results_folder)
-        self.logs_folder = Path(logs_folder)
 
         if not resume and (there := list_checkpoints(self.checkpoints_folder)):
             raise FileExistsError(
