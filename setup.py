@@ -36,6 +36,7 @@ setup(
         "safetensors>=0.4",
         "simplejpeg>=1.7",
         "tensorboard>=2.10",
+        "torchdiffeq>=0.2.4",
         "torch>=2.6",
         "torchvision>=0.21",
         "tqdm>=4.60",

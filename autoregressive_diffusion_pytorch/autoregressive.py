@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -21,7 +22,7 @@ from autoregressive_diffusion_pytorch.compilation import compiled
 from autoregressive_diffusion_pytorch.conditioning import Conditioning, Guidance
 from autoregressive_diffusion_pytorch.denoiser import MLP
 from autoregressive_diffusion_pytorch.heads import ElucidatedDiffusion, Head, RectifiedFlow
-from autoregressive_diffusion_pytorch.modes import inference
+from autoregressive_diffusion_pytorch.modes import evaluating, inference
 from autoregressive_diffusion_pytorch.pretrained import Pretrained
 
 
@@ -150,14 +151,46 @@ class Autoregressive(Module, Pretrained):
             raise ValueError(f"noised_seq must have the shape of seq, {tuple(seq.shape)}, got {tuple(noised_seq.shape)}")
         mask = _token_mask(seq, lens, mask)
         read = seq if noised_seq is None else noised_seq
+        losses = self._over_tokens(self.head, seq, read, mask, labels=labels, cond=cond, cond_mask=cond_mask)
+        return losses.mean() if loss_reduction == "mean" else _padded(losses, mask)
+
+    @torch.no_grad()
+    def log_prob(
+        self,
+        seq: Tensor,
+        *,
+        labels: Tensor | None = None,
+        cond: Tensor | None = None,
+        cond_mask: Tensor | None = None,
+        lens: Tensor | None = None,
+        mask: Tensor | None = None,
+        **solver_kwargs,
+    ) -> Tensor:
+        """The log-density in nats of each token of sequences (b n d) given those before it, (b n); 0 for padding.
+
+        The sum over the tokens is the log-density of the sequence. One pass through the transformer serves all of them.
+
+        Args:
+            seq, labels, cond, cond_mask, lens, mask: as of `forward`.
+            solver_kwargs: how to integrate, as of `Head.log_prob`.
+        """
+        self._check_tokens("seq", seq)
+        mask = _token_mask(seq, lens, mask)
+        with evaluating(list(self.modules())):
+            log_prob = partial(self.head.log_prob, **solver_kwargs)
+            return _padded(self._over_tokens(log_prob, seq, seq, mask, labels=labels, cond=cond, cond_mask=cond_mask), mask)
+
+    def _over_tokens(self, function: Callable, seq: Tensor, read: Tensor, mask: Tensor | None, **conditions) -> Tensor:
+        """`function(tokens, conds)`, one number for each token, of sequences of which the transformer reads `read`.
+
+        For all tokens, (b n); with a mask for those alone that are no padding.
+        """
         if mask is None:
-            losses = self.head(seq, self.conditions(read, labels=labels, cond=cond, cond_mask=cond_mask))
-            return losses.mean() if loss_reduction == "mean" else losses
+            return function(seq, self.conditions(read, **conditions))
         # a token never reads a later one, so padding needs no mask in the transformer; but a weight of 0 does not undo NaN
-        conds = self.conditions(read.masked_fill(~mask.unsqueeze(-1), 0), labels=labels, cond=cond, cond_mask=cond_mask)
+        conds = self.conditions(read.masked_fill(~mask.unsqueeze(-1), 0), **conditions)
         # the head sees the tokens alone: it costs nothing for padding, and its noise does not depend on it
-        losses = self.head(seq[mask], conds[mask])
-        return losses.mean() if loss_reduction == "mean" else losses.new_zeros(mask.shape).masked_scatter(mask, losses)
+        return function(seq[mask], conds[mask])
 
     def conditions(
         self, seq: Tensor, *, labels: Tensor | None = None, cond: Tensor | None = None, cond_mask: Tensor | None = None
@@ -321,6 +354,11 @@ class Autoregressive(Module, Pretrained):
 def _repeated(tensor: Tensor, batch_size: int) -> Tensor:
     """(m …) to (b …): each of the m as often as it takes, one after the other."""
     return tensor.repeat_interleave(batch_size // len(tensor), dim=0)
+
+
+def _padded(values: Tensor, mask: Tensor | None) -> Tensor:
+    """What `Autoregressive._over_tokens` gives, (b n), with 0 for padding."""
+    return values if mask is None else values.new_zeros(mask.shape).masked_scatter(mask, values)
 
 
 def _token_mask(seq: Tensor, lens: Tensor | Sequence[int] | None, mask: Tensor | None) -> Tensor | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Literal
 
@@ -9,12 +10,14 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from einops import rearrange
-from torch import Tensor
+from torch import Generator, Tensor
 from torch.nn import Module
 
 from autoregressive_diffusion_pytorch.autoregressive import Autoregressive, AutoregressiveDiffusion, AutoregressiveFlow
 from autoregressive_diffusion_pytorch.checks import as_height_and_width, as_tensor, check_positive_int
 from autoregressive_diffusion_pytorch.pretrained import Pretrained
+
+VALUE_INTERVAL = 2 / 255  # between neighbouring 8-bit values, in the range of tokens
 
 
 def patchify(images: Tensor, patch_size: tuple[int, int]) -> Tensor:
@@ -111,6 +114,45 @@ class ImageAutoregressive(Module, Pretrained):
             noised = tokens.lerp(torch.randn_like(tokens), share)
         conditions = dict(labels=labels, cond=cond, cond_mask=cond_mask)
         return self.model(tokens, **conditions, noised_seq=noised, loss_reduction=loss_reduction)
+
+    def log_prob(
+        self,
+        images: Tensor,
+        *,
+        labels: Tensor | None = None,
+        cond: Tensor | None = None,
+        cond_mask: Tensor | None = None,
+        generator: Generator | None = None,
+        **solver_kwargs,
+    ) -> Tensor:
+        """The log-probability in nats of each patch of 8-bit images given those before it, (b n).
+
+        The model has a density, an image whole numbers from 0 to 255. Each value is moved by even noise within the interval that is
+        rounded to it: the mean of the log-density there, and the size of the interval, are a lower bound of the log-probability
+        (Theis et al. 2016, eq. 4, https://arxiv.org/abs/1511.01844).
+
+        Args:
+            images: (b c h w) with values in [0, 1], which are rounded to multiples of 1 / 255.
+            labels, cond, cond_mask: as of `forward`.
+            generator: source of this noise and of that of the solver, on any device; by default torch's global one.
+            solver_kwargs: how to integrate, as of `Head.log_prob`.
+        """
+        self._check_images(images)
+        if not (images.min() >= 0 and images.max() <= 1):
+            raise ValueError(f"images must have values in [0, 1], got {images.min():g} to {images.max():g}")
+        images = images.to(torch.promote_types(images.dtype, torch.float32))
+        source = images.device if generator is None else generator.device
+        noise = torch.rand(images.shape, generator=generator, device=source, dtype=images.dtype).to(images.device)
+        tokens = patchify(((images * 255).round() + noise - 0.5) * VALUE_INTERVAL - 1, self.patch_size)
+        conditions = dict(labels=labels, cond=cond, cond_mask=cond_mask)
+        log_densities = self.model.log_prob(tokens, **conditions, generator=generator, **solver_kwargs)
+        return log_densities + tokens.shape[-1] * math.log(VALUE_INTERVAL)
+
+    def bits_per_dim(self, images: Tensor, **kwargs) -> Tensor:
+        """The bits for each value of images (b c h w) that the model needs to encode them, (b): less is better, 8 are the images
+        themselves. Arguments as of `log_prob`, of which it is an upper bound.
+        """
+        return -self.log_prob(images, **kwargs).sum(dim=-1) / (images[0].numel() * math.log(2))
 
     def sample(self, batch_size: int = 1, *, progress: bool = False, **kwargs) -> Tensor:
         """Draws images (b c h w) with values in [0, 1].

@@ -3,7 +3,7 @@ import warnings
 
 import pytest
 import torch
-from helpers import STANDARD_ERRORS, assert_mean, assert_std, record_steps, stir
+from helpers import STANDARD_ERRORS, assert_mean, assert_std, ideal_head, record_steps, stir
 from test_backbone import CACHED, UNCACHED, parameters
 from test_compilation import needs_compiler
 
@@ -668,6 +668,68 @@ def test_progress_is_shown_only_when_asked(capsys):
 
 
 @models
+def test_log_prob_of_a_gaussian_process(model_class, monkeypatch):
+    # x_i = 0.8 x_{i-1} + 0.5 e, by the ideal head and conditions that hold what is expected: all of x is one Gaussian
+    def posterior_mean(noised, sigma, cond):
+        return (0.25 * noised + sigma**2 * cond) / (0.25 + sigma**2)
+
+    model = small_model(model_class, dim_input=1).double()
+    model.head = ideal_head(type(model.head), 1, posterior_mean)
+    monkeypatch.setattr(model, "conditions", lambda seq, **_: 0.8 * torch.cat((torch.zeros_like(seq[:, :1]), seq[:, :-1]), dim=1))
+    steps = torch.eye(6).double() - 0.8 * torch.diag(torch.ones(5), -1).double()
+    covariance = torch.linalg.inv(steps) @ torch.linalg.inv(steps).T * 0.25
+    process = torch.distributions.MultivariateNormal(torch.zeros(6).double(), covariance)
+    seq = process.sample((200,))
+    log_probs = model.log_prob(seq.unsqueeze(-1))
+    assert log_probs.shape == (200, 6)
+    expected = process.log_prob(seq)
+    # but for the share of the mean that is missing from a finite sigma_max
+    assert (log_probs.sum(dim=-1) - expected).abs().max() < 0.1
+    assert log_probs.sum(dim=-1).mean() == pytest.approx(expected.mean().item(), rel=0.005)
+
+
+@models
+def test_log_prob_is_that_of_the_head_given_what_comes_before(model_class):
+    model = small_model(model_class, num_classes=3, dim_cond=5, cond_drop_prob=0.5).train()
+    seq, conditions = 0.5 * torch.randn(3, 6, 4), dict(labels=torch.tensor([0, 2, 1]), cond=torch.randn(3, 5))
+    options = dict(solver="midpoint", num_steps=8)
+    log_probs = model.log_prob(seq, **conditions, **options)
+    assert not log_probs.requires_grad
+    assert all(module.training for module in model.modules())
+    assert torch.equal(log_probs, model.log_prob(seq, **conditions, **options))  # nothing is left out at random
+    with torch.inference_mode():
+        torch.testing.assert_close(model.log_prob(seq, **conditions, **options), log_probs)
+    model.eval()
+    with torch.no_grad():
+        torch.testing.assert_close(model.head.log_prob(seq, model.conditions(seq, **conditions), **options), log_probs)
+        # labels and vectors are heeded
+        other = model.log_prob(seq, **conditions | dict(labels=torch.tensor([0, 2, 2])), **options)
+    torch.testing.assert_close(other[:2], log_probs[:2])
+    assert (other[2] - log_probs[2]).abs().min() > 1e-4
+    alone = [model.log_prob(seq[i : i + 1], **{k: v[i : i + 1] for k, v in conditions.items()}, **options) for i in range(3)]
+    torch.testing.assert_close(torch.cat(alone), log_probs, rtol=0, atol=2e-4)
+
+
+@models
+def test_log_prob_of_padded_sequences(model_class):
+    model = small_model(model_class)
+    seq, options = 0.5 * torch.randn(3, 6, 4), dict(solver="midpoint", num_steps=8)
+    seq[1, 2:] = math.nan
+    log_probs = model.log_prob(seq, lens=[6, 2, 5], **options)
+    for i, length in enumerate((6, 2, 5)):
+        torch.testing.assert_close(
+            log_probs[i : i + 1, :length], model.log_prob(seq[i : i + 1, :length], **options), rtol=0, atol=2e-4
+        )
+        assert (log_probs[i, length:] == 0).all()
+    mask = torch.arange(6) < torch.tensor([[6], [2], [5]])
+    assert torch.equal(model.log_prob(seq, mask=mask, **options), log_probs)
+    with pytest.raises(ValueError, match="tokens must be finite"):
+        model.log_prob(seq, **options)
+    with pytest.raises(ValueError, match=r"seq must be of shape \(b n 4\)"):
+        model.log_prob(seq[0])
+
+
+@models
 def test_learns_an_autoregressive_process(model_class):
     # x_i = 0.7 x_{i-1} - 0.4 x_{i-2} + e, each token two such processes side by side with noise of different size
     std = torch.tensor([0.3, 0.5])
@@ -695,6 +757,12 @@ def test_learns_an_autoregressive_process(model_class):
     next_tokens = model.sample(2000, prompt, num_steps=num_steps)[:, 2]
     assert_mean(next_tokens, 0.7 * prompt[0, 1] - 0.4 * prompt[0, 0])
     assert_std(next_tokens, std)
+
+    # how probable a token is, and so a sequence
+    seq = draw_batch(300)
+    expected = [seq[:, 0], seq[:, 1] - 0.7 * seq[:, 0], *(seq[:, i] - 0.7 * seq[:, i - 1] + 0.4 * seq[:, i - 2] for i in (2, 3))]
+    expected = torch.distributions.Normal(0.0, std).log_prob(torch.stack(expected, dim=1)).sum(dim=-1)
+    assert (model.log_prob(seq) - expected).mean(dim=0).abs().max() < 0.1
 
     # without a prompt, the process itself: the standard deviation of each step, and its dependence on the two before
     seq = model.sample(2000, num_steps=num_steps)

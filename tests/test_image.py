@@ -2,7 +2,7 @@ import math
 
 import pytest
 import torch
-from helpers import record_steps, stir
+from helpers import ideal_head, record_steps, stir
 
 from autoregressive_diffusion_pytorch import ImageAutoregressiveDiffusion, ImageAutoregressiveFlow
 from autoregressive_diffusion_pytorch.image import draw_images, patchify, unpatchify
@@ -292,6 +292,72 @@ def test_bad_arguments(model_class, kwargs, message):
 def test_bad_images(model_class, images, error, message):
     with pytest.raises(error, match=message):
         small_model(model_class)(images)
+
+
+@models
+def test_the_probabilities_of_all_8_bit_values_add_up_to_1(model_class, monkeypatch):
+    # one value, by the ideal head of a Gaussian: each value has the probability of what is rounded to it
+    def posterior_mean(noised, sigma, cond):
+        return (std**2 * noised + sigma**2 * mean) / (std**2 + sigma**2)
+
+    mean, std = 0.1, 0.3
+    model = small_model(model_class, image_size=1, patch_size=1, channels=1).double()
+    model.model.head = ideal_head(type(model.model.head), 1, posterior_mean)
+    monkeypatch.setattr(model.model, "conditions", lambda seq, **_: torch.zeros_like(seq))
+    images = torch.arange(256).view(256, 1, 1, 1) / 255
+    log_probs = model.log_prob(images.double(), solver="rk4", num_steps=32)
+    assert log_probs.shape == (256, 1)
+    assert log_probs.exp().sum() == pytest.approx(1, abs=0.005)
+    edges = torch.distributions.Normal(mean, std).cdf((torch.arange(257) - 0.5) / 255 * 2 - 1)
+    expected = (edges[1:] - edges[:-1]).log()
+    assert (log_probs.squeeze() - expected)[64:192].abs().max() < 0.05
+    bits = model.bits_per_dim(images.double(), solver="rk4", num_steps=32)
+    assert (bits + log_probs.squeeze() / math.log(2)).abs().max() < 0.1  # other noise within the intervals
+
+
+@models
+def test_bits_per_dim_of_images_that_the_model_finds_all_alike(model_class, monkeypatch):
+    # even density on [-1 - 1 / 255, 1 + 1 / 255]: 8 bits whatever the image; and the tokens stay in there
+    model, seen = small_model(model_class), []
+
+    def even(seq, **kwargs):
+        seen.append(seq)
+        return torch.full(seq.shape[:2], -math.log(2 * 256 / 255) * seq.shape[-1])
+
+    monkeypatch.setattr(model.model, "log_prob", even)
+    images = torch.randint(256, (5, 3, 8, 8)) / 255
+    torch.testing.assert_close(model.bits_per_dim(images), torch.full((5,), 8.0))
+    noise = seen[0] - patchify(images * 2 - 1, (4, 4))
+    assert noise.abs().max() <= 1 / 255 + 1e-6
+    assert noise.std() == pytest.approx(2 / 255 / math.sqrt(12), rel=0.1)
+    # values between those of 8 bits are rounded first
+    torch.manual_seed(0)
+    model.bits_per_dim(images)
+    torch.manual_seed(0)
+    model.bits_per_dim((images + 0.4 / 255 * (1 - 2 * images)).clamp(0, 1))
+    assert torch.equal(seen[1], seen[2])
+
+
+@models
+def test_likelihoods_follow_from_images_labels_and_generator(model_class):
+    model = small_model(model_class, num_classes=3).train()
+    images, labels = torch.randint(256, (4, 3, 8, 8)) / 255, torch.tensor([0, 1, 2, 0])
+    options = dict(solver="midpoint", num_steps=4)
+
+    def log_prob(labels=labels, seed=0):
+        return model.log_prob(images, labels=labels, generator=torch.Generator().manual_seed(seed), **options)
+
+    log_probs = log_prob()
+    assert log_probs.shape == (4, 4)
+    assert torch.equal(log_prob(), log_probs)
+    assert not torch.equal(log_prob(seed=1), log_probs)
+    assert not torch.equal(log_prob(labels=labels.flip(0)), log_probs)
+    bits = model.bits_per_dim(images, labels=labels, generator=torch.Generator().manual_seed(0), **options)
+    torch.testing.assert_close(bits, -log_probs.sum(dim=1) / (3 * 8 * 8 * math.log(2)))
+    with pytest.raises(ValueError, match=r"images must have values in \[0, 1\], got -0.5 to 0.5"):
+        model.bits_per_dim(torch.linspace(-0.5, 0.5, 192).view(1, 3, 8, 8), labels=labels[:1])
+    with pytest.raises(TypeError, match="divide 8-bit values by 255"):
+        model.bits_per_dim(torch.zeros(1, 3, 8, 8, dtype=torch.uint8))
 
 
 def test_images_drawn_in_batches():

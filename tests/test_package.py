@@ -36,7 +36,7 @@ def test_models_come_without_torchvision_and_accelerate():
 FLOORS = [
     {"checks", "solvers", "pretrained", "compilation", "modes", "gradient_checkpointing"},
     {"checkpoints", "random_states", "stop_signals", "optimization", "running_average", "image_grids"},
-    {"denoiser", "backbone", "conditioning", "image_dataset", "training_state", "utilization"},
+    {"denoiser", "backbone", "conditioning", "likelihood", "image_dataset", "training_state", "utilization"},
     {"heads", "training_data", "training_log"},
     {"autoregressive", "image_trainer"},
     {"image"},

@@ -5,6 +5,7 @@ https://arxiv.org/abs/2206.00364; equations, tables and algorithms below are num
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import ClassVar, Literal
@@ -15,6 +16,7 @@ from torch import Tensor
 from autoregressive_diffusion_pytorch.checks import check_above_zero
 from autoregressive_diffusion_pytorch.denoiser import MLP
 from autoregressive_diffusion_pytorch.heads.head import Head
+from autoregressive_diffusion_pytorch.likelihood import FlowToNoise
 from autoregressive_diffusion_pytorch.solvers import Field, State, dpmpp_2m, euler, karras_schedule, midpoint, stochastic_heun
 
 ODE_SOLVERS = {"euler": euler, "midpoint": midpoint}
@@ -132,6 +134,22 @@ class ElucidatedDiffusion(Head):
 
     def data_range(self, x: Tensor, time: float) -> tuple[float, float]:
         return -1.0, 1.0
+
+    def flow_to_noise(self, modulate: Callable[[Tensor], Tensor]) -> FlowToNoise:
+        # eq. 1 with eqs. 3 and 7, for y = c_in · x by ln(sigma): there all that the preconditioning adds cancels, and y is of unit
+        # variance all along. Tokens count as those of noise level sigma_min: the network knows no lower one
+        def velocity(y: Tensor, ln_sigma: Tensor) -> Tensor:
+            sigma = ln_sigma.exp()
+            output = self.net.denoise(y, modulate(sigma)).to(y.dtype)
+            return -self.c_in(sigma) * self.c_out(sigma) * output
+
+        return FlowToNoise(
+            velocity,
+            start=math.log(self.sigma_min),
+            stop=math.log(self.sigma_max),
+            scale=self.c_in(self.sigma_min),
+            noise_std=self.c_in(self.sigma_max) * self.sigma_max,
+        )
 
     def integrate(self, denoise: Field, *, noise: Callable[[], State], num_steps: int, solver: str) -> State:
         schedule = partial(karras_schedule, sigma_min=self.sigma_min, sigma_max=self.sigma_max, rho=self.rho)

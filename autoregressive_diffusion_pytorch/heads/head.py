@@ -1,4 +1,4 @@
-"""What every head is: a loss for each token, and a way to draw tokens."""
+"""What every head is: a loss for each token, a way to draw tokens, and how probable a token is."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from autoregressive_diffusion_pytorch.checks import check_choice, check_positive
 from autoregressive_diffusion_pytorch.compilation import compiled
 from autoregressive_diffusion_pytorch.conditioning import check_guidance_interval, check_guidance_scale, guide
 from autoregressive_diffusion_pytorch.denoiser import MLP
+from autoregressive_diffusion_pytorch.likelihood import DensitySolver, FlowToNoise
 from autoregressive_diffusion_pytorch.modes import evaluating
 from autoregressive_diffusion_pytorch.solvers import Field, State, visited_times
 
@@ -206,6 +207,38 @@ class Head(Module, ABC):
             return solve(held).clamp(-1, 1)  # some solvers extrapolate beyond the clean tokens
         return solve(evaluate)
 
+    @torch.no_grad()
+    def log_prob(self, tokens: Tensor, cond: Tensor, **solver_kwargs) -> Tensor:
+        """The log-density of each token given its condition, in nats: `(… d), (… dim) -> (…)`.
+
+        It is that of the sampler's equation without clamping, solved exactly: what `sample` draws in many steps. It is computed
+        without gradients, in single precision or the tokens', whichever is higher.
+
+        Args:
+            tokens: finite numbers (… d).
+            cond: conditions (… dim).
+            solver_kwargs: as of `DensitySolver`: `solver`, `num_steps`, `rtol`, `atol`, `divergence`, `num_probes`, `generator`.
+
+        Raises:
+            FloatingPointError: the solver's steps became too small to go on.
+        """
+        solver = DensitySolver(**solver_kwargs)
+        if tokens.shape[-1] != self.net.dim_input or tokens.shape[:-1] != cond.shape[:-1]:
+            expected = (*cond.shape[:-1], self.net.dim_input)
+            raise ValueError(f"tokens must be of shape {expected}, as cond and the head's width say, got {tuple(tokens.shape)}")
+        if not tokens.isfinite().all():
+            raise ValueError("tokens must be finite, got some that are not")
+        tokens = tokens.to(torch.promote_types(tokens.dtype, torch.float32))
+        size = solver.samples_at_a_time(tokens.shape[-1])
+        pairs = zip(tokens.reshape(-1, tokens.shape[-1]).split(size), cond.reshape(-1, cond.shape[-1]).split(size), strict=True)
+        with evaluating(list(self.modules())):
+            parts = [solver.log_density(part, self._flow_given(part_cond)) for part, part_cond in pairs]
+        return torch.cat(parts).view(tokens.shape[:-1])
+
+    def _flow_given(self, cond: Tensor) -> FlowToNoise:
+        cond_modulation = self.net.modulate_cond(cond)
+        return self.flow_to_noise(lambda times: self.net.modulate_time(self.network_time(times)) + cond_modulation)
+
     @abstractmethod
     def losses(self, tokens: Tensor, cond: Tensor) -> Tensor:
         """The loss of each token at one noise draw: tokens `(k … d)` and conditions `(… dim)` to `(k …)`."""
@@ -225,6 +258,10 @@ class Head(Module, ABC):
     @abstractmethod
     def data_range(self, x: Tensor, time: float) -> tuple[Tensor | float, Tensor | float]:
         """What `evaluate` gives at `x` where the clean token is -1, and where it is 1."""
+
+    @abstractmethod
+    def flow_to_noise(self, modulate: Callable[[Tensor], Tensor]) -> FlowToNoise:
+        """What the sampler integrates, from tokens to noise; `modulate` gives the network's modulation at a solver's time."""
 
     @abstractmethod
     def integrate(self, evaluate: Field, *, noise: Callable[[], State], num_steps: int, solver: str) -> State:

@@ -7,7 +7,7 @@ High-Resolution Image Synthesis", Esser et al. 2024 (https://arxiv.org/abs/2403.
 from __future__ import annotations
 
 from collections.abc import Callable
-from math import inf, sqrt
+from math import exp, inf, log, sqrt
 from typing import ClassVar, Literal
 
 import torch
@@ -16,10 +16,14 @@ from torch import Tensor
 from autoregressive_diffusion_pytorch.checks import check_above_zero, check_choice
 from autoregressive_diffusion_pytorch.denoiser import MLP
 from autoregressive_diffusion_pytorch.heads.head import Head
+from autoregressive_diffusion_pytorch.likelihood import FlowToNoise
 from autoregressive_diffusion_pytorch.solvers import Field, State, dpmpp_2m, euler, euler_maruyama, heun, karras_schedule, midpoint
 
 ODE_SOLVERS = {"euler": euler, "midpoint": midpoint, "heun": heun}
 TIME_DISTRIBUTIONS = ("uniform", "logit_normal")
+LOG_NOISE_LEVEL = log(
+    500
+)  # where a likelihood's time begins to follow the noise level: those of Karras et al. 2022 start at 1 / 500
 
 
 class RectifiedFlow(Head):
@@ -129,6 +133,18 @@ class RectifiedFlow(Head):
     def data_range(self, x: Tensor, time: float) -> tuple[Tensor | float, Tensor | float]:
         # the clean token is x_t + (1 - t) · velocity; at time 1 it is x_t, whatever the velocity
         return ((-1 - x) / (1 - time), (1 - x) / (1 - time)) if time < 1 else (-inf, inf)
+
+    def flow_to_noise(self, modulate: Callable[[Tensor], Tensor]) -> FlowToNoise:
+        # the time is a sigmoid, stretched to reach 0 and 1: as even in the logarithm of the noise level as that can be, for near
+        # the tokens their finest details decide
+        edge = 1 / (1 + exp(LOG_NOISE_LEVEL))
+
+        def velocity(x: Tensor, log_level: Tensor) -> Tensor:
+            share = torch.sigmoid(-log_level)
+            time = ((share - edge) / (1 - 2 * edge)).clamp(0, 1)
+            return -share * (1 - share) / (1 - 2 * edge) * self.velocity(x, time, modulate(time))
+
+        return FlowToNoise(velocity, start=-LOG_NOISE_LEVEL, stop=LOG_NOISE_LEVEL, scale=1.0, noise_std=1.0)
 
     def integrate(self, velocity: Field, *, noise: Callable[[], State], num_steps: int, solver: str) -> State:
         if solver == "dpmpp_2m":

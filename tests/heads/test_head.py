@@ -3,10 +3,11 @@
 import copy
 import itertools
 import math
+from functools import partial
 
 import pytest
 import torch
-from helpers import STANDARD_ERRORS, assert_mean, assert_std, stir
+from helpers import STANDARD_ERRORS, assert_mean, assert_std, ideal_head, stir
 
 from autoregressive_diffusion_pytorch import MLP, ElucidatedDiffusion, RectifiedFlow
 from autoregressive_diffusion_pytorch.solvers import karras_schedule
@@ -359,20 +360,30 @@ def test_learns_a_gaussian_whose_mean_depends_on_the_condition(head_class, kwarg
         cooler = sampler.sample(cond.expand(NUM_SAMPLES, 2), num_steps=NUM_STEPS, temperature=0.7)
         assert_mean(cooler, cond @ slope)
         assert_std(cooler, 0.7 * std)
+    for cond in conds:
+        tokens = cond @ slope + std * torch.randn(500, 2)
+        expected = torch.distributions.Normal(cond @ slope, std).log_prob(tokens).sum(dim=-1)
+        log_probs = head.log_prob(tokens, cond.expand(500, 2))
+        assert (log_probs - expected).mean().abs() < 0.1
+
+
+# a mixture of Gaussians in two dimensions
+CENTRES = torch.tensor([[-1.0, -0.5], [0.9, -0.7], [0.2, 0.8]], dtype=torch.float64)
+WEIGHTS = torch.tensor([0.2, 0.5, 0.3], dtype=torch.float64)
+STD = 0.15
+
+
+def mixture():
+    components = torch.distributions.Independent(torch.distributions.Normal(CENTRES, STD), 1)
+    return torch.distributions.MixtureSameFamily(torch.distributions.Categorical(WEIGHTS), components)
 
 
 @trained_heads
 def test_learns_a_mixture(head_class, kwargs):
-    centres = torch.tensor([[-1.0, -0.5], [0.9, -0.7], [0.2, 0.8]])
-    weights = torch.tensor([0.2, 0.5, 0.3])
-    std = 0.15
-
-    def draw_mixture(count):
-        return centres[torch.multinomial(weights, count, replacement=True)] + std * torch.randn(count, 2)
-
+    centres, weights, std = CENTRES.float(), WEIGHTS.float(), STD
     head = train(
         make_head(head_class, kwargs, dim_cond=1, dim_input=2, width=64, depth=3),
-        lambda: (draw_mixture(256), torch.zeros(256, 1)),
+        lambda: (mixture().sample((256,)).float(), torch.zeros(256, 1)),
         steps=1200,
     )
     mean = weights @ centres
@@ -387,3 +398,183 @@ def test_learns_a_mixture(head_class, kwargs):
         assert_mean(torch.nn.functional.one_hot(nearest, 3).float(), weights)
         # a Gaussian in two dimensions lies beyond three deviations with probability exp(-9 / 2): little lies between the modes
         assert (distances > 3 * std).float().mean() < 0.05
+    tokens = mixture().sample((1000,)).float()
+    log_probs = head.log_prob(tokens, torch.zeros(1000, 1))
+    assert (log_probs - mixture().log_prob(tokens.double())).mean().abs() < 0.1
+
+
+# likelihood
+
+ideal_heads = pytest.mark.parametrize("head_class", [ElucidatedDiffusion, RectifiedFlow])
+
+
+# from the highest noise level a share of the tokens' mean is missing, and at the lowest there is noise: here next to none of either
+ENDLESS = {ElucidatedDiffusion: dict(sigma_min=1e-4, sigma_max=1e4)}
+
+
+def mixture_posterior_mean(noised, sigma, cond):
+    variance = STD**2 + sigma**2
+    offsets = noised.unsqueeze(-2) - CENTRES
+    shares = (WEIGHTS.log() - offsets.square().sum(dim=-1) / (2 * variance)).softmax(dim=-1)
+    return (shares.unsqueeze(-1) * (CENTRES + STD**2 / variance.unsqueeze(-1) * offsets)).sum(dim=-2)
+
+
+def gaussian_posterior_mean(noised, sigma, cond, std):
+    """Of tokens of N(cond, std²)."""
+    return (std**2 * noised + sigma**2 * cond) / (std**2 + sigma**2)
+
+
+def assert_within_half_a_percent(log_probs, expected):
+    assert ((log_probs - expected).abs() <= 0.005 * expected.abs().clamp(min=1)).all()
+
+
+@ideal_heads
+@pytest.mark.parametrize("std", [0.05, 0.5, 1.5])
+def test_log_prob_of_a_gaussian(head_class, std):
+    head = ideal_head(head_class, 3, partial(gaussian_posterior_mean, std=std), **ENDLESS.get(head_class, {}))
+    cond = torch.tensor([[0.0], [0.8], [-0.4]], dtype=torch.float64)
+    gaussian = torch.distributions.Normal(cond, std)
+    tokens = cond + std * torch.randn(20, 3, 3).double()
+    log_probs = head.log_prob(tokens, cond.expand(20, 3, 1), rtol=1e-4, atol=1e-4)
+    assert_within_half_a_percent(log_probs, gaussian.log_prob(tokens).sum(dim=-1))
+
+
+@ideal_heads
+def test_log_prob_of_a_mixture(head_class):
+    head = ideal_head(head_class, 2, mixture_posterior_mean, **ENDLESS.get(head_class, {}))
+    tokens = mixture().sample((300,))
+    log_probs = head.log_prob(tokens, torch.zeros(300, 1).double(), rtol=1e-5, atol=1e-5)
+    assert_within_half_a_percent(log_probs, mixture().log_prob(tokens))
+    # the mean also by default tolerances and noise levels, and no token is far off
+    log_probs = ideal_head(head_class, 2, mixture_posterior_mean).log_prob(tokens, torch.zeros(300, 1).double())
+    assert_within_half_a_percent(log_probs.mean(), mixture().log_prob(tokens).mean())
+    assert (log_probs - mixture().log_prob(tokens)).abs().max() < 0.1
+
+
+def gentle(head):
+    """Stirred, so that it changes gently.
+
+    Untrained, the part that depends on the time makes solvers take thousands of steps; so that is left out. And without a bias the
+    first norm makes a peak of tokens near 0.
+    """
+    stir(head, 0.05)
+    torch.nn.init.normal_(head.net.proj_in.bias)
+    for parameter in head.net.time_modulation[-1].parameters():
+        torch.nn.init.zeros_(parameter)
+    return head
+
+
+def integral_over_a_grid(head, cond, reach, points, **kwargs):
+    axis = torch.linspace(-reach, reach, points, dtype=torch.float64)
+    grid = torch.cartesian_prod(axis, axis)
+    log_probs = head.log_prob(grid, cond.expand(len(grid), -1), **kwargs)
+    return log_probs.exp().sum() * (axis[1] - axis[0]) ** 2
+
+
+@ideal_heads
+def test_the_ideal_density_integrates_to_1(head_class):
+    head = ideal_head(head_class, 2, mixture_posterior_mean)
+    assert integral_over_a_grid(head, torch.zeros(1).double(), reach=2, points=80) == pytest.approx(1, abs=0.005)
+
+
+@heads
+def test_the_density_of_any_network_integrates_to_1(head_class, kwargs):
+    head = gentle(make_head(head_class, kwargs, dim_input=2)).double()
+    integral = integral_over_a_grid(head, torch.randn(6).double(), reach=6, points=100)
+    assert integral == pytest.approx(1, abs=0.005)
+
+
+def split_log_probs(head, tokens, cond, monkeypatch, **options):
+    """What `log_prob` gives for (2 9 d) at once, in six calls, and in one call that solves five tokens at a time."""
+    together = head.log_prob(tokens, cond, **options)
+    assert together.shape == (2, 9)
+    pairs = zip(tokens.flatten(0, 1).split(3), cond.flatten(0, 1).split(3), strict=True)
+    split = torch.cat([head.log_prob(*pair, **options) for pair in pairs]).view(2, 9)
+    monkeypatch.setattr("autoregressive_diffusion_pytorch.likelihood.TANGENTS_AT_A_TIME", 5 * tokens.shape[-1])
+    return together, split, head.log_prob(tokens, cond, **options)
+
+
+@heads
+def test_log_prob_does_not_depend_on_how_the_batch_is_split(head_class, kwargs, monkeypatch):
+    head = gentle(make_head(head_class, kwargs))
+    together, *others = split_log_probs(
+        head, 0.5 * torch.randn(2, 9, 4), torch.randn(2, 9, 6), monkeypatch, solver="rk4", num_steps=4
+    )
+    for other in others:
+        torch.testing.assert_close(other, together, rtol=0, atol=1e-4)
+
+
+@ideal_heads
+def test_log_prob_by_adapted_steps_depends_on_the_batch_only_within_the_tolerance(head_class, monkeypatch):
+    head = ideal_head(head_class, 2, mixture_posterior_mean)
+    together, *others = split_log_probs(head, mixture().sample((2, 9)), torch.zeros(2, 9, 1).double(), monkeypatch, rtol=1e-4)
+    for other in others:
+        torch.testing.assert_close(other, together, rtol=0, atol=0.05)
+
+
+@heads
+def test_the_estimated_log_prob_is_unbiased(head_class, kwargs):
+    head = gentle(make_head(head_class, kwargs))
+    token, cond = 0.5 * torch.randn(4), torch.randn(6)
+    exact = head.log_prob(token, cond, solver="rk4")
+    estimates = head.log_prob(
+        token.expand(4000, 4),
+        cond.expand(4000, 6),
+        solver="rk4",
+        divergence="hutchinson",
+        generator=torch.Generator().manual_seed(0),
+    )
+    assert estimates.std() > 1e-3
+    assert_mean(estimates, exact, extra=1e-4)
+
+
+@heads
+def test_the_estimated_log_prob_follows_from_the_generator_alone(head_class, kwargs):
+    head = gentle(make_head(head_class, kwargs))
+    tokens, cond = torch.randn(5, 4), torch.randn(5, 6)
+    before = torch.get_rng_state()
+    one, same, other = (
+        head.log_prob(tokens, cond, divergence="hutchinson", generator=torch.Generator().manual_seed(seed)) for seed in (0, 0, 1)
+    )
+    assert torch.equal(one, same)
+    assert not torch.equal(one, other)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@heads
+def test_log_prob_leaves_modes_and_gradients_alone(head_class, kwargs):
+    head = gentle(head_class(MLP(6, 4, depth=2, width=16, dropout=0.5), **kwargs)).train()
+    tokens, cond = torch.randn(3, 4, requires_grad=True), torch.randn(3, 6, requires_grad=True)
+    log_probs = head.log_prob(tokens, cond)
+    assert torch.equal(log_probs, head.log_prob(tokens, cond))  # no dropout
+    assert not log_probs.requires_grad
+    assert all(module.training for module in head.modules())
+    with torch.inference_mode():
+        torch.testing.assert_close(head.log_prob(tokens, cond), log_probs)
+
+
+@heads
+def test_log_prob_in_other_floating_types(head_class, kwargs):
+    head = gentle(make_head(head_class, kwargs))
+    tokens, cond = 0.5 * torch.randn(5, 4), torch.randn(5, 6)
+    single = head.log_prob(tokens, cond, solver="rk4")
+    assert single.dtype == torch.float32
+    half = copy.deepcopy(head).bfloat16().log_prob(tokens, cond.bfloat16(), solver="rk4")
+    assert half.dtype == torch.float32
+    assert (half - single).abs().max() < 0.5
+    double = copy.deepcopy(head).double().log_prob(tokens.double(), cond.double(), solver="rk4")
+    assert double.dtype == torch.float64
+    torch.testing.assert_close(double.float(), single, rtol=1e-3, atol=1e-3)
+
+
+@heads
+def test_bad_tokens_of_a_log_prob(head_class, kwargs):
+    head = make_head(head_class, kwargs)
+    with pytest.raises(ValueError, match=r"tokens must be of shape \(3, 4\), as cond and the head's width say, got \(3, 5\)"):
+        head.log_prob(torch.randn(3, 5), torch.randn(3, 6))
+    with pytest.raises(ValueError, match=r"tokens must be of shape \(3, 4\), .*, got \(2, 4\)"):
+        head.log_prob(torch.randn(2, 4), torch.randn(3, 6))
+    with pytest.raises(ValueError, match="tokens must be finite, got some that are not"):
+        head.log_prob(torch.tensor([[0.0, math.nan, 0.0, 0.0]]), torch.randn(1, 6))
+    with pytest.raises(ValueError, match="solver must be one of"):
+        head.log_prob(torch.randn(3, 4), torch.randn(3, 6), solver="dpmpp_2m")
