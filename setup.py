@@ -44,7 +44,18 @@ setup(
     ],
     extras_require={
         "demo": ["scikit-learn>=1.3"],
-        "test": ["build", "datasets>=3.0", "setuptools>=77", "wheel", "pytest>=8.0", "ruff>=0.9", "scikit-learn>=1.3"],
+        "eval": ["matplotlib>=3.6", "torch-fidelity>=0.4"],
+        "test": [
+            "build",
+            "datasets>=3.0",
+            "matplotlib>=3.6",
+            "pytest>=8.0",
+            "ruff>=0.9",
+            "scikit-learn>=1.3",
+            "setuptools>=77",
+            "torch-fidelity>=0.4",
+            "wheel",
+        ],
     },
     entry_points={"console_scripts": ["ardiff=autoregressive_diffusion_pytorch.cli:main"]},
 )

@@ -1,11 +1,10 @@
-"""The commands: `ardiff train`, `ardiff resume`, `ardiff sample`, `ardiff complete` and `ardiff export`.
+"""The commands: `ardiff train`, `resume`, `sample`, `complete`, `evaluate` and `export`.
 
-A run is one folder: `config.json`, `checkpoints/`, `samples/` and `logs/`.
+A run is one folder: `config.json`, `checkpoints/`, `samples/`, `logs/` and `evaluation/`.
 """
 
 from __future__ import annotations
 
-import math
 import os
 import tempfile
 import warnings
@@ -14,7 +13,18 @@ from pathlib import Path
 import click
 
 from autoregressive_diffusion_pytorch.cli_drawing import complete, sample
-from autoregressive_diffusion_pytorch.run_folder import SEED, checkpoint_of, listed, model_class, new_run, read_config, write_config
+from autoregressive_diffusion_pytorch.cli_evaluation import evaluate
+from autoregressive_diffusion_pytorch.run_folder import (
+    SEED,
+    checkpoint_of,
+    dataset_of,
+    listed,
+    model_class,
+    new_run,
+    read_config,
+    split,
+    write_config,
+)
 
 # what to train where the command line says nothing else
 DIGITS = dict(
@@ -48,6 +58,7 @@ def main() -> None:
 
 main.add_command(sample)
 main.add_command(complete)
+main.add_command(evaluate)
 
 
 @main.command(short_help="Train on a folder of images, or on the built-in digits.")
@@ -194,7 +205,7 @@ def train(source: str, run_folder: Path | None, **options) -> None:
         raise click.ClickException(
             f"{run_folder} lies in {source}, its samples would be trained on: name another folder with --run"
         )
-    dataset, config["classes"] = _dataset(config)
+    dataset, config["classes"] = dataset_of(config)
     config["model"]["num_classes"] = config["classes"] and len(config["classes"])
     trainer = _build(config, dataset, run_folder)
     config |= dict(used_precision=trainer.accelerator.mixed_precision, num_images=len(dataset))
@@ -220,16 +231,11 @@ def resume(run_folder: Path, steps: int | None, minutes: float | None, learning_
     }
     if steps is not None:
         config["trainer"] |= dict(num_train_steps=steps, num_epochs=None)
-    dataset, classes = _dataset(config)
+    dataset, classes = dataset_of(config)
     if classes != config["classes"]:
         raise click.ClickException(
             f"{config['source']} has other classes than when the run was started: {listed(classes)} instead of "
             f"{listed(config['classes'])}"
-        )
-    if config["hold_out"] > 0 and config["num_images"] not in (None, len(dataset)):
-        raise click.ClickException(
-            f"{config['source']} holds {len(dataset)} images, {config['num_images']} when the run was started: other ones would be "
-            "held out"
         )
     trainer = _build(config, dataset, run_folder, resume=True)
     if trainer.step >= trainer.num_train_steps:
@@ -288,42 +294,16 @@ def _training_facts(config: dict, checkpoint: Path) -> dict[str, str]:
     return facts
 
 
-def _dataset(config: dict):
-    """The images of a run, and the names of its classes if it has any. What is wrong is told in one line."""
-    from torch.utils.data import TensorDataset
-
-    from autoregressive_diffusion_pytorch.image_dataset import ImageDataset, digits
-
-    options = config["dataset"]
-    try:
-        if config["source"] == "digits":
-            images, labels = digits()
-            return (TensorDataset(images, labels), list("0123456789")) if options["labels_from_folders"] else (images, None)
-        size, channels = config["model"]["image_size"], config["model"]["channels"]
-        dataset = ImageDataset(config["source"], size, channels=channels, **options)
-        return dataset, dataset.classes if options["labels_from_folders"] else None
-    except (ValueError, OSError, ModuleNotFoundError) as error:
-        raise click.ClickException(str(error)) from error
-
-
 def _build(config: dict, dataset, run_folder: Path, resume: bool = False):
     """The trainer of a run. What is wrong with the arguments is told in one line."""
-    import torch
     from accelerate.utils import set_seed
-    from torch.utils.data import random_split
 
     from autoregressive_diffusion_pytorch.image_trainer import ImageTrainer, best_precision
 
     precision = config["precision"]
     if precision == "auto":  # accelerate's own configuration first
         precision = None if os.environ.get("ACCELERATE_MIXED_PRECISION", "no") != "no" else best_precision()
-    held_out = None
-    if config["hold_out"] > 0:
-        count = math.ceil(config["hold_out"] * len(dataset))
-        if count == len(dataset):
-            raise click.ClickException(f"--hold-out {config['hold_out']} leaves none of {count} images to train on")
-        generator = torch.Generator().manual_seed(0)  # not the run's seed: runs compare on the same images
-        dataset, held_out = random_split(dataset, (len(dataset) - count, count), generator)
+    dataset, held_out = split(dataset, config)
     set_seed(config["seed"])  # for the weights
     try:
         return ImageTrainer(

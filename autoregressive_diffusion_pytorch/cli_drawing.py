@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import atexit
 from pathlib import Path
 
 import click
 
-from autoregressive_diffusion_pytorch.run_folder import SEED, checkpoint_of, model_class, read_config
+from autoregressive_diffusion_pytorch.run_folder import SEED, checkpoint_of, label_of, load_model, read_config
 
 
 def _sampling_options(default_count: int, counted: str):
@@ -148,7 +147,6 @@ class _SamplingRun:
         seed: int,
     ):
         import torch
-        from accelerate import Accelerator
 
         from autoregressive_diffusion_pytorch.checkpoints import newest_checkpoint
         from autoregressive_diffusion_pytorch.conditioning import Guidance
@@ -160,10 +158,8 @@ class _SamplingRun:
             raise click.BadParameter(f"{self.output} must end in .png", param_hint="--output")
         config = read_config(run_folder)
         folder = checkpoint_of(run_folder, checkpoint, newest_checkpoint)
-        accelerator = Accelerator()
-        atexit.register(accelerator.state.destroy_process_group)  # or it may be aborted at the very end
+        self.model, accelerator = load_model(config, folder)
         self.device, self.is_main = accelerator.device, accelerator.is_main_process
-        self.model = model_class(config).from_pretrained(folder).to(self.device)
         if precision == "bf16":
             self.model.to(torch.bfloat16)
 
@@ -183,15 +179,7 @@ class _SamplingRun:
             if names:
                 raise click.ClickException("the run has no labels: `ardiff train --labels` trains one that has")
             return None
-        labels = []
-        for name in names:
-            if name in self.classes:
-                labels.append(self.classes.index(name))
-            elif name.isdecimal() and int(name) < len(self.classes):
-                labels.append(int(name))
-            else:
-                known = ", ".join(self.classes)
-                raise click.BadParameter(f"{name!r} is none of {known}, nor the number of one", param_hint="--label")
+        labels = [label_of(name, self.classes) for name in names]
         if unconditional:
             if labels:
                 raise click.ClickException("--guidance 0 draws without labels: leave out --label")

@@ -8,7 +8,6 @@ from typing import Literal
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from einops import rearrange
 from torch import Generator, Tensor
 from torch.nn import Module
@@ -16,6 +15,7 @@ from torch.nn import Module
 from autoregressive_diffusion_pytorch.autoregressive import Autoregressive, AutoregressiveDiffusion, AutoregressiveFlow
 from autoregressive_diffusion_pytorch.checks import as_height_and_width, as_tensor, check_positive_int
 from autoregressive_diffusion_pytorch.pretrained import Pretrained
+from autoregressive_diffusion_pytorch.processes import map_over_processes
 
 VALUE_INTERVAL = 2 / 255  # between neighbouring 8-bit values, in the range of tokens
 
@@ -266,10 +266,4 @@ def draw_images(
         generator = torch.Generator(next(model.parameters()).device).manual_seed(own_seed)
         return model.sample(stop - start, labels=part, generator=generator, **kwargs).cpu()
 
-    starts = range(0, count, batch_size)
-    if not (dist.is_available() and dist.is_initialized()):
-        return torch.cat([draw(start) for start in starts])
-    parts = [{} for _ in range(dist.get_world_size())]
-    own = {start: draw(start) for start in starts[dist.get_rank() :: len(parts)]}
-    dist.all_gather_object(parts, own, group=dist.new_group(backend="gloo"))  # through the memory of CPUs
-    return torch.cat([parts[i % len(parts)][start] for i, start in enumerate(starts)])
+    return torch.cat(map_over_processes(draw, range(0, count, batch_size)))

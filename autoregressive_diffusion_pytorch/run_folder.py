@@ -1,8 +1,10 @@
-"""The folder of a run: `config.json`, `checkpoints/`, `samples/` and `logs/`. What is wrong with it is told in one line."""
+"""The folder of a run: its configuration, checkpoints, samples, logs and evaluations. What is wrong with it is told in one line."""
 
 from __future__ import annotations
 
+import atexit
 import json
+import math
 from itertools import count as count_up
 from pathlib import Path
 
@@ -56,3 +58,59 @@ def checkpoint_of(run_folder: Path, step: int | None, default) -> Path:
     except DamagedCheckpointError as error:
         raise click.ClickException(str(error)) from error
     return folder
+
+
+def dataset_of(config: dict, source: str | None = None):
+    """The images of a run, or of another source as that run sees them, and the names of their classes if it has any."""
+    from torch.utils.data import TensorDataset
+
+    from autoregressive_diffusion_pytorch.image_dataset import ImageDataset, digits
+
+    options, source = config["dataset"], source or config["source"]
+    try:
+        if source == "digits":
+            images, labels = digits()
+            return (TensorDataset(images, labels), list("0123456789")) if options["labels_from_folders"] else (images, None)
+        size, channels = config["model"]["image_size"], config["model"]["channels"]
+        dataset = ImageDataset(source, size, channels=channels, **options)
+        return dataset, dataset.classes if options["labels_from_folders"] else None
+    except (ValueError, OSError, ModuleNotFoundError) as error:
+        raise click.ClickException(str(error)) from error
+
+
+def split(dataset, config: dict):
+    """The images that a run trains on, and those that it holds out, None for none."""
+    import torch
+    from torch.utils.data import random_split
+
+    hold_out = config["hold_out"]
+    if hold_out == 0:
+        return dataset, None
+    if config.get("num_images") not in (None, len(dataset)):
+        raise click.ClickException(
+            f"{config['source']} holds {len(dataset)} images, {config['num_images']} when the run was started: other ones would be "
+            "held out"
+        )
+    count = math.ceil(hold_out * len(dataset))
+    if count == len(dataset):
+        raise click.ClickException(f"--hold-out {hold_out} leaves none of {count} images to train on")
+    generator = torch.Generator().manual_seed(0)  # not the run's seed: runs compare on the same images
+    return random_split(dataset, (len(dataset) - count, count), generator)
+
+
+def load_model(config: dict, checkpoint: Path):
+    """The model of a checkpoint on this process's device, and accelerate's account of the processes."""
+    from accelerate import Accelerator
+
+    accelerator = Accelerator()
+    atexit.register(accelerator.state.destroy_process_group)  # or it may be aborted at the very end
+    return model_class(config).from_pretrained(checkpoint).to(accelerator.device), accelerator
+
+
+def label_of(name: str, classes: list[str]) -> int:
+    """The label of a class that is given by its name or number."""
+    if name in classes:
+        return classes.index(name)
+    if name.isdecimal() and int(name) < len(classes):
+        return int(name)
+    raise click.BadParameter(f"{name!r} is none of {', '.join(classes)}, nor the number of one", param_hint="--label")

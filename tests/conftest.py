@@ -2,8 +2,11 @@ import sys
 
 import pytest
 import torch
+from click.testing import CliRunner
 from helpers import reset_accelerate
 from PIL import Image
+
+from autoregressive_diffusion_pytorch.cli import main
 
 # the networks here are so small that a second thread costs more than it gives
 torch.set_num_threads(1)
@@ -28,3 +31,31 @@ def class_folders(tmp_path):
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (9, 8), (60 * i, 0, 0)).save(tmp_path / path)
     return tmp_path
+
+
+@pytest.fixture
+def call(tmp_path, monkeypatch):
+    """Calls a command in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+
+    def call(*arguments):
+        return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+    return call
+
+
+class Means(torch.nn.Module):
+    """The mean of each quarter of an image."""
+
+    def forward(self, images):
+        return torch.nn.functional.adaptive_avg_pool2d(images, 2).flatten(1)
+
+
+@pytest.fixture
+def mean_network(tmp_path):
+    """A file of an exported network."""
+    file = tmp_path / "network.pt2"
+    images = (torch.rand(2, 3, 8, 8),)
+    torch.export.save(torch.export.export(Means(), images, dynamic_shapes=dict(images={0: torch.export.Dim("batch")})), file)
+    return file

@@ -242,6 +242,18 @@ def test_on_a_gpu(model_class, generator_device):
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @models
+def test_log_prob_on_a_gpu(model_class):
+    model, seq = small_model(model_class), 0.5 * torch.randn(3, 6, 4)
+    for options in (dict(divergence="exact"), dict(divergence="hutchinson")):
+        options |= dict(solver="midpoint", num_steps=8)
+        on_cpu = model.cpu().log_prob(seq, lens=[6, 2, 5], generator=seeded(), **options)
+        on_gpu = model.cuda().log_prob(seq.cuda(), lens=[6, 2, 5], generator=seeded(), **options)
+        torch.testing.assert_close(on_gpu.cpu(), on_cpu, rtol=1e-2, atol=1e-2)
+    assert model.log_prob(seq.cuda()).device.type == "cuda"  # by adapted steps
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@models
 def test_compiled_on_a_gpu(model_class):
     model = small_model(model_class, max_seq_len=12).cuda()
     plain = model.sample(2, generator=seeded())

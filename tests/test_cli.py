@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from click.testing import CliRunner
+from command_line import TINY, failed, succeeded
 from huggingface_hub import ModelCard
 from PIL import Image
 
@@ -14,34 +14,6 @@ from autoregressive_diffusion_pytorch import ImageAutoregressiveFlow, ImageTrain
 from autoregressive_diffusion_pytorch.checkpoints import best_checkpoint, newest_checkpoint, read_manifest
 from autoregressive_diffusion_pytorch.cli import main
 from autoregressive_diffusion_pytorch.image_trainer import best_precision
-
-TINY = [
-    *("--dim", "16", "--depth", "1", "--heads", "2", "--mlp-width", "16", "--mlp-depth", "1"),
-    *("--noise-draws", "1", "--batch-size", "4", "--steps", "2"),
-]
-
-
-@pytest.fixture
-def call(tmp_path, monkeypatch):
-    """Calls a command in an empty folder."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-
-    def call(*arguments):
-        return CliRunner().invoke(main, [str(argument) for argument in arguments])
-
-    return call
-
-
-def succeeded(result):
-    assert result.exit_code == 0, (result.output, result.exception)
-    return result
-
-
-def failed(result):
-    assert result.exit_code != 0
-    assert isinstance(result.exception, SystemExit), result.exception
-    return result.output
 
 
 @pytest.fixture
@@ -458,7 +430,7 @@ def test_exports_a_model_with_its_card(call, tmp_path, labels):
     succeeded(call("export", "runs/digits", "empty", "--checkpoint", 1))
 
 
-def test_two_processes_share_a_run_and_its_samples(call, tmp_path):
+def test_two_processes_share_a_run_its_samples_and_its_evaluation(call, tmp_path, mean_network):
     environment = os.environ | dict(ACCELERATE_USE_CPU="true", OMP_NUM_THREADS="1")
     launcher = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 
@@ -468,9 +440,14 @@ def test_two_processes_share_a_run_and_its_samples(call, tmp_path):
         assert result.returncode == 0, result.stderr[-3000:]
         return result.stdout
 
-    assert launch("train", *TINY) == "runs/digits/samples/results.2.png\n"
+    assert launch("train", *TINY, "--hold-out", 0.008) == "runs/digits/samples/results.2.png\n"
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["digits"]
     options = ("sample", "runs/digits", "--count", 5, "--batch-size", 2, "--steps", 2, "--output")
     assert launch(*options, "two.png") == "two.png\n"
     succeeded(call(*options, "one.png"))
     assert Image.open(tmp_path / "one.png").tobytes() == Image.open(tmp_path / "two.png").tobytes()
+
+    options = ("evaluate", "runs/digits", "--features", mean_network, "--count", 11, "--batch-size", 4, "--steps", 1, "--output")
+    assert launch(*options, "two.json").splitlines()[-1] == "two.json"
+    succeeded(call(*options, "one.json"))
+    assert json.loads((tmp_path / "one.json").read_text()) == json.loads((tmp_path / "two.json").read_text())

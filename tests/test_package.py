@@ -34,14 +34,15 @@ def test_models_come_without_torchvision_and_accelerate():
 
 # the floors of the house: a room imports only from those below it
 FLOORS = [
-    {"checks", "solvers", "pretrained", "compilation", "modes", "gradient_checkpointing"},
+    {"checks", "solvers", "pretrained", "compilation", "modes", "gradient_checkpointing", "processes", "evaluation_plots"},
     {"checkpoints", "random_states", "stop_signals", "optimization", "running_average", "image_grids"},
     {"denoiser", "backbone", "conditioning", "likelihood", "image_dataset", "training_state", "utilization"},
     {"heads", "training_data", "training_log"},
     {"autoregressive", "image_trainer"},
     {"image"},
+    {"evaluation"},
     {"run_folder"},
-    {"cli_drawing"},
+    {"cli_drawing", "cli_evaluation"},
     {"cli"},
     {"__main__"},
 ]

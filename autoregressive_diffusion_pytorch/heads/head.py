@@ -116,18 +116,13 @@ class Head(Module, ABC):
             generator: source of randomness, on any device; by default torch's global one.
             compile: compile the loop over the steps with `torch.compile` (on CUDA: one captured graph), where that is possible.
         """
-        if num_steps is None:
-            num_steps = self.num_sample_steps if solver in (None, self.solver) else self.NUM_SAMPLE_STEPS.get(solver, 1)
-        solver = self.solver if solver is None else solver
-        check_positive_int(num_steps=num_steps)
-        check_choice("solver", solver, self.NUM_SAMPLE_STEPS)
+        num_steps, solver = self._steps_and_solver(num_steps, solver)
         if not 0 <= temperature < inf:
             raise ValueError(f"temperature must be at least 0 and finite, got {temperature}")
         guidance_interval = check_guidance_interval(guidance_interval)
 
         # a dry run on plain numbers: the times that the solver will ask for, and how often it will draw noise
-        draws = []
-        times = visited_times(partial(self.integrate, noise=lambda: draws.append(1) or 0.0, num_steps=num_steps, solver=solver))
+        times, num_draws = self._dry_run(num_steps, solver)
         time_modulations = self.net.modulate_time(self.network_time(torch.tensor(times, dtype=torch.float32)))
         run = self._run
         if compile:
@@ -140,7 +135,7 @@ class Head(Module, ABC):
         def draw(cond: Tensor, uncond: Tensor | None = None, guidance_scale: Tensor | float = 1.0) -> Tensor:
             if uncond is not None and uncond.shape != cond.shape:
                 raise ValueError(f"uncond must have the shape of cond, {tuple(cond.shape)}, got {tuple(uncond.shape)}")
-            noises = (temperature * self._unit_noise(cond, generator) for _ in draws)
+            noises = (temperature * self._unit_noise(cond, generator) for _ in range(num_draws))
             conds, scale = cond, None
             if uncond is not None:
                 scale = torch.as_tensor(guidance_scale).to(cond.device, torch.promote_types(cond.dtype, torch.float32))
@@ -157,6 +152,24 @@ class Head(Module, ABC):
                 return run(conds, scale, guidance_interval, list(noises), time_modulations, num_steps, solver).clone()
 
         return draw
+
+    def num_evaluations(self, num_steps: int | None = None, solver: str | None = None) -> int:
+        """How often a sampler evaluates the network for a token; arguments as of `sampler`."""
+        return len(self._dry_run(*self._steps_and_solver(num_steps, solver))[0])
+
+    def _steps_and_solver(self, num_steps: int | None, solver: str | None) -> tuple[int, str]:
+        if num_steps is None:
+            num_steps = self.num_sample_steps if solver in (None, self.solver) else self.NUM_SAMPLE_STEPS.get(solver, 1)
+        solver = self.solver if solver is None else solver
+        check_positive_int(num_steps=num_steps)
+        check_choice("solver", solver, self.NUM_SAMPLE_STEPS)
+        return num_steps, solver
+
+    def _dry_run(self, num_steps: int, solver: str) -> tuple[list[float], int]:
+        """The times at which a solver evaluates the network, and how often it draws noise."""
+        draws = []
+        solve = partial(self.integrate, noise=lambda: draws.append(1) or 0.0, num_steps=num_steps, solver=solver)
+        return visited_times(solve), len(draws)
 
     def _unit_noise(self, cond: Tensor, generator: Generator | None) -> Tensor:
         shape = (*cond.shape[:-1], self.net.dim_input)

@@ -1,0 +1,232 @@
+"""The command that says how good a trained model is: `ardiff evaluate`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from autoregressive_diffusion_pytorch.run_folder import (
+    SEED,
+    checkpoint_of,
+    dataset_of,
+    label_of,
+    load_model,
+    read_config,
+    split,
+)
+
+CURVE = (4, 8, 16, 32, 64)  # evaluations of the head's network
+
+
+@click.command(short_help="Measure how good a model is on images that it was not trained on.")
+@click.argument("run_folder", metavar="RUN", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument("source", required=False)
+@click.option("--checkpoint", type=click.IntRange(1), help="Step of the checkpoint to use. [default: the newest]")
+@click.option("--images", type=click.IntRange(2), help="How many images of SOURCE to take, evenly spread. [default: all]")
+@click.option(
+    "--features",
+    default="inception",
+    show_default=True,
+    help="Network for the distances: the standard Inception, a file of torch.export.save, or none to measure no distances.",
+)
+@click.option("--count", type=click.IntRange(1), help="Images to generate for the distances. [default: as many as of SOURCE]")
+@click.option("--guidance", type=click.FloatRange(0), default=1.0, show_default=True, help="Of the generated images, as in sample.")
+@click.option("--temperature", type=click.FloatRange(0), default=1.0, show_default=True, help="Of the generated images.")
+@click.option("--solver", help="Solver of the generated images. [default: the model's]")
+@click.option("--steps", type=click.IntRange(1), help="Steps of that solver for each token. [default: as many as suit it]")
+@click.option(
+    "--curve",
+    is_flag=True,
+    help=f"Measure all again at {', '.join(map(str, CURVE))} evaluations of the network a token, and plot it.",
+)
+@click.option(
+    "--divergence",
+    type=click.Choice(["auto", "exact", "hutchinson"]),
+    default="auto",
+    show_default=True,
+    help="Of the likelihood: exact takes as many derivatives as a token is wide, hutchinson estimates it; auto goes by the width.",
+)
+@click.option("--probes", type=click.IntRange(1), default=1, show_default=True, help="Derivatives of the estimate.")
+@click.option(
+    "--tolerance", type=click.FloatRange(0, min_open=True), default=1e-3, show_default=True, help="Of the likelihood's solver."
+)
+@click.option(
+    "--surprise", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Only map where this image is surprising."
+)
+@click.option("--label", "name", metavar="NAME", help="Class of that image, its name or number, if the model has labels.")
+@click.option("--batch-size", type=click.IntRange(1), default=64, show_default=True, help="Images at a time.")
+@click.option("--seed", type=SEED, default=0, show_default=True, help="Of all noise.")
+@click.option(
+    "--output", type=click.Path(path_type=Path), help="File of the report, or of the map. [default: one in RUN/evaluation/]"
+)
+def evaluate(run_folder: Path, source: str | None, surprise: Path | None, name: str | None, **options) -> None:
+    """Write a report on the model of RUN: bits per dimension of the images of SOURCE, a folder or the word "digits", and distances
+    of as many generated images to them. With labels, SOURCE has a folder for each class.
+
+    Without SOURCE it takes the images that RUN held out (`ardiff train --hold-out`).
+    """
+    config = read_config(run_folder)
+    if surprise is not None:
+        if source is not None:
+            raise click.UsageError("SOURCE and --surprise exclude each other")
+        _map_surprise(run_folder, config, surprise, name, **options)
+    elif name is not None:
+        raise click.UsageError("--label is for --surprise: SOURCE has a folder for each class")
+    else:
+        _report(run_folder, config, source, **options)
+
+
+def _report(
+    run_folder: Path,
+    config: dict,
+    source: str | None,
+    *,
+    checkpoint: int | None,
+    images: int | None,
+    features: str,
+    count: int | None,
+    guidance: float,
+    temperature: float,
+    solver: str | None,
+    steps: int | None,
+    curve: bool,
+    divergence: str,
+    probes: int,
+    tolerance: float,
+    batch_size: int,
+    seed: int,
+    output: Path | None,
+) -> None:
+    from autoregressive_diffusion_pytorch.evaluation import evaluate
+    from autoregressive_diffusion_pytorch.evaluation_plots import plot_curve, pyplot
+
+    folder, output = _checkpoint_and_output(run_folder, checkpoint, output, "report", ".json")
+    try:
+        if curve:
+            pyplot()  # before hours of work for it
+        dataset = _images(config, source, images)
+        model, accelerator = load_model(config, folder)
+        report = evaluate(
+            model,
+            dataset,
+            features=_feature_network(features, accelerator.device),
+            count=count,
+            evaluations=CURVE if curve else (),
+            batch_size=batch_size,
+            seed=seed,
+            progress=accelerator.is_main_process,
+            sample_kwargs=dict(guidance_scale=guidance, temperature=temperature, solver=solver, num_steps=steps),
+            solver_kwargs=dict(divergence=divergence, num_probes=probes, rtol=tolerance, atol=tolerance),
+        )
+    except (ValueError, TypeError, OSError, ModuleNotFoundError, FloatingPointError) as error:
+        raise click.ClickException(str(error)) from error
+    if not accelerator.is_main_process:
+        return
+    likelihood = dict(divergence=divergence, num_probes=probes, tolerance=tolerance)
+    sampling = dict(features=features, guidance_scale=guidance, temperature=temperature, solver=solver, num_steps=steps)
+    asked = dict(checkpoint=folder.name, source=source or "held out", seed=seed, batch_size=batch_size, likelihood=likelihood)
+    report = asked | dict(sampling=sampling if "generated" in report else None) | report
+    _write(output, json.dumps(report, indent=2))
+    for line in _summary(report):
+        click.echo(line)
+    click.echo(output)
+    if curve:
+        plot_curve(report["curve"], output.with_suffix(".png"))
+        click.echo(output.with_suffix(".png"))
+
+
+def _map_surprise(
+    run_folder: Path,
+    config: dict,
+    file: Path,
+    name: str | None,
+    *,
+    checkpoint: int | None,
+    tolerance: float,
+    seed: int,
+    output: Path | None,
+    **_,
+) -> None:
+    from autoregressive_diffusion_pytorch.evaluation import surprise
+    from autoregressive_diffusion_pytorch.evaluation_plots import plot_surprise, pyplot
+    from autoregressive_diffusion_pytorch.image_dataset import read_image
+
+    folder, output = _checkpoint_and_output(run_folder, checkpoint, output, f"surprise.{file.stem}", ".png")
+    classes = config["classes"]
+    if (classes is None) != (name is None):
+        known = "the run has no labels" if classes is None else f"the run has labels: name one of {', '.join(classes)}"
+        raise click.BadParameter(known, param_hint="--label")
+    label = None if name is None else label_of(name, classes)
+    try:
+        pyplot()
+        model, _ = load_model(config, folder)
+        image = read_image(file, model.image_size, model.channels)
+        nats = surprise(model, image, label, seed, rtol=tolerance, atol=tolerance)
+    except (ValueError, ModuleNotFoundError, FloatingPointError) as error:
+        raise click.ClickException(str(error)) from error
+    plot_surprise(image, nats, output)
+    click.echo(output)
+
+
+def _checkpoint_and_output(run_folder: Path, step: int | None, output: Path | None, name: str, ending: str) -> tuple[Path, Path]:
+    from autoregressive_diffusion_pytorch.checkpoints import newest_checkpoint, step_of
+
+    folder = checkpoint_of(run_folder, step, newest_checkpoint)
+    output = output or run_folder / "evaluation" / f"{name}.{step_of(folder)}{ending}"
+    if output.suffix.lower() != ending:
+        raise click.BadParameter(f"{output} must end in {ending}", param_hint="--output")
+    return folder, output
+
+
+def _images(config: dict, source: str | None, count: int | None):
+    """The images to measure on, those held out by default; labelled as the run labels them."""
+    from torch.utils.data import Subset
+
+    source_of_run = source is None
+    source = config["source"] if source_of_run else source
+    dataset, classes = dataset_of(config | dict(dataset=config["dataset"] | dict(augment_horizontal_flip=False)), source)
+    unknown = [name for name in classes or [] if name not in config["classes"]]
+    if unknown:
+        raise click.ClickException(f"{source} has classes that the run does not know: {', '.join(unknown)}")
+    if classes is not None and source != "digits":
+        dataset.class_to_idx = {name: i for i, name in enumerate(config["classes"])}
+    if source_of_run:
+        _, dataset = split(dataset, config)
+        if dataset is None:
+            raise click.ClickException("the run held out no images: name a folder of images that it was not trained on")
+    if count is None or count >= len(dataset):
+        return dataset
+    return Subset(dataset, [i * len(dataset) // count for i in range(count)])
+
+
+def _feature_network(features: str, device):
+    from autoregressive_diffusion_pytorch.evaluation import Inception, load_feature_network
+
+    if features == "none":
+        return None
+    if features != "inception":
+        return load_feature_network(features).to(device)
+    try:
+        return Inception().to(device)
+    except OSError as error:
+        raise click.ClickException(
+            f"the weights of Inception cannot be downloaded: {error}\n--features takes another network, or none"
+        ) from error
+
+
+def _summary(report: dict) -> list[str]:
+    bits = report["bits_per_dim"]
+    lines = [f"bits per dimension   {bits['mean']:.4f} ± {bits['standard_error']:.4f}  ({report['images']} images)"]
+    distances = dict(report.get("generated", {}))
+    count, evaluations = distances.pop("count", None), distances.pop("evaluations", None)
+    lines += [f"{name.replace('_', ' '):20} {value:.4f}" for name, value in distances.items() if not name.endswith("_std")]
+    return lines + ([f"of {count} generated images, {evaluations} evaluations a token"] if count else [])
+
+
+def _write(file: Path, text: str) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_name(f"{file.name}.partial")
+    partial.write_text(text)
+    partial.replace(file)

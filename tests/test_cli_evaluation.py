@@ -1,0 +1,156 @@
+import json
+
+import pytest
+import torch
+from command_line import TINY, failed, succeeded
+from PIL import Image
+
+from autoregressive_diffusion_pytorch import ImageAutoregressiveFlow, evaluation
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Ten images of each of two classes."""
+    for i in range(20):
+        path = tmp_path / "images" / "ab"[i % 2] / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8), (10 * i, 255 - 10 * i, 9)).save(path)
+    return tmp_path / "images"
+
+
+def report(path):
+    return json.loads((path / "evaluation" / "report.2.json").read_text())
+
+
+def test_a_report_on_the_images_held_out(call, tmp_path, mean_network):
+    succeeded(call("train", *TINY, "--hold-out", 0.008))
+    run = tmp_path / "runs/digits"
+    result = succeeded(call("evaluate", "runs/digits", "--features", mean_network, "--count", 11, "--steps", 2, "--batch-size", 8))
+    found = report(run)
+    assert found["source"] == "held out"
+    assert found["images"] == 15
+    assert found["checkpoint"] == "checkpoint.2"
+    assert 0 < found["bits_per_dim"]["standard_error"] < found["bits_per_dim"]["mean"] < 20
+    assert (found["generated"]["count"], found["generated"]["evaluations"]) == (11, 2)
+    lines = result.stdout.splitlines()
+    assert lines[0].startswith(f"bits per dimension   {found['bits_per_dim']['mean']:.4f} ± ")
+    assert f"frechet distance     {found['generated']['frechet_distance']:.4f}" in lines
+    assert lines[-1] == "runs/digits/evaluation/report.2.json"
+    # the same again
+    succeeded(call("evaluate", "runs/digits", "--features", mean_network, "--count", 11, "--steps", 2, "--batch-size", 8))
+    assert report(run) == found
+
+
+def test_the_images_held_out_are_those_of_the_validation_loss(call, monkeypatch):
+    succeeded(call("train", *TINY, "--hold-out", 0.002, "--flip"))
+    seen = []
+
+    def fake(model, dataset, **kwargs):
+        seen.extend(dataset)
+        return dict(images=len(dataset), bits_per_dim=dict(mean=1.0, standard_error=0.1))
+
+    monkeypatch.setattr(evaluation, "evaluate", fake)
+    succeeded(call("evaluate", "runs/digits", "--features", "none"))
+    from autoregressive_diffusion_pytorch.image_dataset import digits
+    from autoregressive_diffusion_pytorch.run_folder import split
+
+    for image, expected in zip(seen, split(digits()[0], dict(hold_out=0.002))[1], strict=True):
+        assert torch.equal(image, expected)
+
+
+def test_curves_are_plotted(call, tmp_path, folder, mean_network, monkeypatch):
+    monkeypatch.setattr("autoregressive_diffusion_pytorch.cli_evaluation.CURVE", (2, 4))
+    succeeded(call("train", folder, *TINY, "--image-size", 8, "--patch-size", 4, "--run", "run"))
+    arguments = ("--features", mean_network, "--curve", "--output", "out/report.json")
+    result = succeeded(call("evaluate", "run", folder, *arguments))
+    assert result.stdout.splitlines()[-2:] == ["out/report.json", "out/report.png"]
+    curve = json.loads((tmp_path / "out/report.json").read_text())["curve"]
+    assert [point["evaluations"] for point in curve] == [2, 4]
+    assert Image.open(tmp_path / "out/report.png").width > 500
+
+
+def test_classes_go_by_their_names(call, folder, monkeypatch, tmp_path):
+    succeeded(call("train", folder, *TINY, "--image-size", 8, "--patch-size", 4, "--labels", "--run", "run"))
+    seen = []
+
+    def bits_per_dim(model, images, labels, **kwargs):
+        seen.append(labels.tolist())
+        return torch.arange(len(images)).float()
+
+    monkeypatch.setattr(ImageAutoregressiveFlow, "bits_per_dim", bits_per_dim)
+    # only the second class of the run
+    only_b = tmp_path / "only_b"
+    only_b.mkdir()
+    (folder / "b").rename(only_b / "b")
+    succeeded(call("evaluate", "run", only_b, "--features", "none", "--images", 4, "--batch-size", 3))
+    assert seen == [[1, 1, 1], [1]]
+    assert report(tmp_path / "run")["images"] == 4
+    (only_b / "b").rename(only_b / "c")
+    assert "has classes that the run does not know: c" in failed(call("evaluate", "run", only_b, "--features", "none"))
+
+
+def test_options_reach_the_evaluation(call, folder, monkeypatch):
+    succeeded(call("train", folder, *TINY, "--image-size", 8, "--patch-size", 4, "--run", "run"))
+    seen = {}
+
+    def fake(model, dataset, **kwargs):
+        seen.update(kwargs)
+        return dict(images=2, bits_per_dim=dict(mean=1.0, standard_error=0.1))
+
+    monkeypatch.setattr(evaluation, "evaluate", fake)
+    succeeded(call("evaluate", "run", folder, "--features", "none"))
+    assert seen["features"] is None
+    assert seen["evaluations"] == ()
+    assert seen["solver_kwargs"] == dict(divergence="auto", num_probes=1, rtol=1e-3, atol=1e-3)
+    options = dict(count=5, seed=3, batch_size=7, temperature=0.5, guidance=2.0, solver="heun", steps=4)
+    options |= dict(divergence="hutchinson", probes=2, tolerance=0.1)
+    given = [str(part) for name, value in options.items() for part in (f"--{name.replace('_', '-')}", value)]
+    succeeded(call("evaluate", "run", folder, "--features", "none", *given))
+    assert (seen["count"], seen["seed"], seen["batch_size"]) == (5, 3, 7)
+    assert seen["sample_kwargs"] == dict(guidance_scale=2.0, temperature=0.5, solver="heun", num_steps=4)
+    assert seen["solver_kwargs"] == dict(divergence="hutchinson", num_probes=2, rtol=0.1, atol=0.1)
+
+
+def test_a_map_of_surprise(call, folder, monkeypatch):
+    succeeded(call("train", folder, *TINY, "--image-size", 8, "--patch-size", 4, "--labels", "--run", "run"))
+    file, seen = folder / "a/0.png", []
+    real = evaluation.surprise
+    monkeypatch.setattr(
+        evaluation, "surprise", lambda *args, **kw: seen.append(args) or real(*args, solver="euler", num_steps=1, **kw)
+    )
+    result = succeeded(call("evaluate", "run", "--surprise", file, "--label", "b"))
+    assert result.stdout == "run/evaluation/surprise.0.2.png\n"
+    assert Image.open("run/evaluation/surprise.0.2.png").width > 500
+    assert seen[0][1].shape == (3, 8, 8)
+    assert seen[0][2] == 1
+    assert "the run has labels: name one of a, b" in failed(call("evaluate", "run", "--surprise", file))
+    assert "'c' is none of a, b" in failed(call("evaluate", "run", "--surprise", file, "--label", "c"))
+    assert "SOURCE and --surprise exclude each other" in failed(call("evaluate", "run", folder, "--surprise", file))
+
+
+def test_what_cannot_be_evaluated_is_told_in_a_line(call, folder, mean_network, tmp_path):
+    succeeded(call("train", folder, *TINY, "--image-size", 8, "--patch-size", 4, "--run", "run"))
+    assert "the run held out no images: name a folder" in failed(call("evaluate", "run"))
+    assert "nowhere does not exist" in failed(call("evaluate", "run", "nowhere", "--features", "none"))
+    assert "must end in .json" in failed(call("evaluate", "run", folder, "--output", "report.txt"))
+    assert "--label is for --surprise" in failed(call("evaluate", "run", folder, "--label", "a"))
+    assert "the run has no labels" in failed(call("evaluate", "run", "--surprise", folder / "a/0.png", "--label", "a"))
+    assert "count must be of at least 10 images for distances, got 3" in failed(
+        call("evaluate", "run", folder, "--features", mean_network, "--count", 3, "--steps", 1)
+    )
+    (tmp_path / "other.pt2").write_bytes(b"")
+    assert "other.pt2 holds no network" in failed(call("evaluate", "run", folder, "--features", "other.pt2"))
+    assert "images must be of shape" in failed(call("evaluate", "run", "digits", "--features", "none"))
+    assert not list(tmp_path.rglob("report*"))
+
+
+def test_inception_without_its_weights(call, folder, monkeypatch):
+    succeeded(call("train", folder, *TINY, "--image-size", 8, "--patch-size", 4, "--run", "run"))
+
+    def fail(self):
+        raise OSError("no network")
+
+    monkeypatch.setattr(evaluation.Inception, "__init__", fail)
+    message = failed(call("evaluate", "run", folder))
+    assert "the weights of Inception cannot be downloaded: no network" in message
+    assert "--features takes another network, or none" in message
