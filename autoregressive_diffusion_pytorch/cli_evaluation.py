@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from itertools import count as count_up
 from pathlib import Path
 
 import click
+from click.core import ParameterSource
 
 from autoregressive_diffusion_pytorch.run_folder import (
     SEED,
@@ -69,8 +71,11 @@ def evaluate(run_folder: Path, source: str | None, surprise: Path | None, name: 
     """
     config = read_config(run_folder)
     if surprise is not None:
-        if source is not None:
-            raise click.UsageError("SOURCE and --surprise exclude each other")
+        given = [name for name in ("source", *options) if _is_given(name)]
+        excluded = [name for name in given if name not in ("checkpoint", "tolerance", "seed", "output")]
+        if excluded:
+            names = ", ".join("SOURCE" if name == "source" else f"--{name.replace('_', '-')}" for name in excluded)
+            raise click.UsageError(f"--surprise has no use for {names}")
         _map_surprise(run_folder, config, surprise, name, **options)
     elif name is not None:
         raise click.UsageError("--label is for --surprise: SOURCE has a folder for each class")
@@ -100,18 +105,20 @@ def _report(
     output: Path | None,
 ) -> None:
     from autoregressive_diffusion_pytorch.evaluation import evaluate
-    from autoregressive_diffusion_pytorch.evaluation_plots import plot_curve, pyplot
+    from autoregressive_diffusion_pytorch.evaluation_plots import need_matplotlib, plot_curve
 
     folder, output = _checkpoint_and_output(run_folder, checkpoint, output, "report", ".json")
     try:
+        # what is wrong is told before hours of work
         if curve:
-            pyplot()  # before hours of work for it
+            need_matplotlib()
+        output.parent.mkdir(parents=True, exist_ok=True)
         dataset = _images(config, source, images)
         model, accelerator = load_model(config, folder)
         report = evaluate(
             model,
             dataset,
-            features=_feature_network(features, accelerator.device),
+            features=_feature_network(features, model, accelerator.device),
             count=count,
             evaluations=CURVE if curve else (),
             batch_size=batch_size,
@@ -124,16 +131,15 @@ def _report(
         raise click.ClickException(str(error)) from error
     if not accelerator.is_main_process:
         return
-    likelihood = dict(divergence=divergence, num_probes=probes, tolerance=tolerance)
     sampling = dict(features=features, guidance_scale=guidance, temperature=temperature, solver=solver, num_steps=steps)
-    asked = dict(checkpoint=folder.name, source=source or "held out", seed=seed, batch_size=batch_size, likelihood=likelihood)
+    asked = dict(checkpoint=folder.name, source=source or "held out", seed=seed, batch_size=batch_size)
     report = asked | dict(sampling=sampling if "generated" in report else None) | report
-    _write(output, json.dumps(report, indent=2))
+    _write(output, json.dumps(report, indent=2, allow_nan=False))
     for line in _summary(report):
         click.echo(line)
     click.echo(output)
     if curve:
-        plot_curve(report["curve"], output.with_suffix(".png"))
+        plot_curve(report, output.with_suffix(".png"))
         click.echo(output.with_suffix(".png"))
 
 
@@ -150,7 +156,7 @@ def _map_surprise(
     **_,
 ) -> None:
     from autoregressive_diffusion_pytorch.evaluation import surprise
-    from autoregressive_diffusion_pytorch.evaluation_plots import plot_surprise, pyplot
+    from autoregressive_diffusion_pytorch.evaluation_plots import need_matplotlib, plot_surprise
     from autoregressive_diffusion_pytorch.image_dataset import read_image
 
     folder, output = _checkpoint_and_output(run_folder, checkpoint, output, f"surprise.{file.stem}", ".png")
@@ -160,21 +166,25 @@ def _map_surprise(
         raise click.BadParameter(known, param_hint="--label")
     label = None if name is None else label_of(name, classes)
     try:
-        pyplot()
-        model, _ = load_model(config, folder)
+        need_matplotlib()
+        output.parent.mkdir(parents=True, exist_ok=True)
+        model, accelerator = load_model(config, folder)
         image = read_image(file, model.image_size, model.channels)
         nats = surprise(model, image, label, seed, rtol=tolerance, atol=tolerance)
-    except (ValueError, ModuleNotFoundError, FloatingPointError) as error:
+    except (ValueError, OSError, ModuleNotFoundError, FloatingPointError) as error:
         raise click.ClickException(str(error)) from error
-    plot_surprise(image, nats, output)
-    click.echo(output)
+    if accelerator.is_main_process:
+        plot_surprise(image, nats, output)
+        click.echo(output)
 
 
 def _checkpoint_and_output(run_folder: Path, step: int | None, output: Path | None, name: str, ending: str) -> tuple[Path, Path]:
     from autoregressive_diffusion_pytorch.checkpoints import newest_checkpoint, step_of
 
     folder = checkpoint_of(run_folder, step, newest_checkpoint)
-    output = output or run_folder / "evaluation" / f"{name}.{step_of(folder)}{ending}"
+    if output is None:  # beside earlier ones
+        names = (f"{name}.{step_of(folder)}{'' if i == 1 else f'-{i}'}{ending}" for i in count_up(1))
+        output = next(file for file in (run_folder / "evaluation" / name for name in names) if not file.exists())
     if output.suffix.lower() != ending:
         raise click.BadParameter(f"{output} must end in {ending}", param_hint="--output")
     return folder, output
@@ -201,13 +211,22 @@ def _images(config: dict, source: str | None, count: int | None):
     return Subset(dataset, [i * len(dataset) // count for i in range(count)])
 
 
-def _feature_network(features: str, device):
+def _feature_network(features: str, model, device):
+    import torch
+
     from autoregressive_diffusion_pytorch.evaluation import Inception, load_feature_network
 
     if features == "none":
         return None
     if features != "inception":
-        return load_feature_network(features).to(device)
+        network = load_feature_network(features).to(device)
+        for count in (2, 3):
+            try:
+                network(torch.zeros(count, 3, *model.image_size, device=device))
+            except (RuntimeError, AssertionError) as error:
+                height, width = model.image_size
+                raise click.ClickException(f"{features} does not take ({count} 3 {height} {width}) images: {error}") from error
+        return network
     try:
         return Inception().to(device)
     except OSError as error:
@@ -223,6 +242,11 @@ def _summary(report: dict) -> list[str]:
     count, evaluations = distances.pop("count", None), distances.pop("evaluations", None)
     lines += [f"{name.replace('_', ' '):20} {value:.4f}" for name, value in distances.items() if not name.endswith("_std")]
     return lines + ([f"of {count} generated images, {evaluations} evaluations a token"] if count else [])
+
+
+def _is_given(name: str) -> bool:
+    """Whether an option of this command was typed."""
+    return click.get_current_context().get_parameter_source(name) is not ParameterSource.DEFAULT
 
 
 def _write(file: Path, text: str) -> None:

@@ -12,21 +12,22 @@ import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import Module
 from torch.utils.data import Dataset
-from tqdm import tqdm
 
-from autoregressive_diffusion_pytorch.image import ImageAutoregressive, draw_images
+from autoregressive_diffusion_pytorch.checks import check_positive_int
+from autoregressive_diffusion_pytorch.image import ImageAutoregressive, batch_generator, draw_batch
+from autoregressive_diffusion_pytorch.likelihood import FIXED_STEP_SOLVERS, DensitySolver
 from autoregressive_diffusion_pytorch.processes import map_over_processes
 
 # of images (b 3 h w) in [0, 1]: features (b f), or features and the logits (b k) of a classifier
 FeatureNetwork = Callable[[Tensor], Tensor | tuple[Tensor, Tensor]]
 
-FEWEST_IMAGES = 10  # the parts whose mean the Inception score is
-KERNEL_SUBSET = 1000  # images in each part whose mean the kernel distance is, if there are as many
+FEWEST_IMAGES = 10  # for distances
+KERNEL_SUBSET = 1000  # images in each of the parts whose mean the kernel distance is, if there are twice as many
+SCORE_PARTS = 10  # whose mean the Inception score is, each of ten images or more
 
 
 def bits_per_dim(
@@ -42,25 +43,16 @@ def bits_per_dim(
     """
     device = next(model.parameters()).device
 
-    def bits(start: int) -> Tensor:
-        images, labels = _batch(dataset, range(start, min(start + batch_size, len(dataset))))
-        own_seed = int(np.random.SeedSequence((seed, start)).generate_state(1, np.uint64)[0])
+    def bits(start: int, images: Tensor, labels: Tensor | None) -> Tensor:
         conditions = {} if labels is None else dict(labels=labels.to(device))
-        generator = torch.Generator(device).manual_seed(own_seed)
+        generator = batch_generator(seed, start, device)
         return model.bits_per_dim(images.to(device), **conditions, generator=generator, **solver_kwargs).cpu()
 
-    with tqdm(total=len(dataset), desc="images", disable=not progress) as bar:
-
-        def bits_and_progress(start: int) -> Tensor:
-            part = bits(start)
-            bar.update(len(part))
-            return part
-
-        return torch.cat(map_over_processes(bits_and_progress, range(0, len(dataset), batch_size)))
+    return torch.cat(_map_over_batches(bits, dataset, batch_size, "likelihood" if progress else None))
 
 
 def mean_and_standard_error(values: Tensor) -> tuple[float, float]:
-    """The mean of independent values, and the standard deviation of such means."""
+    """The mean of two or more independent values, and the standard deviation of such means."""
     return values.mean().item(), values.std().item() / math.sqrt(len(values))
 
 
@@ -120,8 +112,10 @@ def features_of(network: FeatureNetwork, images: Tensor, *, batch_size: int = 64
         batch = batch[:, :1].expand(-1, 3, -1, -1) if batch.shape[1] < 3 else batch[:, :3]
         seen = network(batch.to(device))
         seen, *classes = seen if isinstance(seen, (tuple, list)) else (seen,)
-        if seen.ndim != 2 or len(seen) != len(batch):
-            raise ValueError(f"features must be of shape ({len(batch)} f), got {tuple(seen.shape)}")
+        if seen.ndim != 2 or len(seen) != len(batch) or seen.shape[1] < 2:
+            raise ValueError(f"features must be of shape ({len(batch)} f) with f >= 2, got {tuple(seen.shape)}")
+        if not seen.isfinite().all():
+            raise ValueError("features must be finite, got some that are not")
         features.append(seen.float().cpu())
         logits += [part.float().cpu() for part in classes[:1]]
     return torch.cat(features), torch.cat(logits) if logits else None
@@ -135,7 +129,7 @@ def distances(real: Tensor, generated: Tensor, logits: Tensor | None = None) -> 
     Returns:
         `frechet_distance`; `kernel_distance` with its standard deviation over parts; `precision`, the share of generated images
         that lie among real ones, and `recall`, the share of real ones that lie among generated ones, both by 3 nearest neighbours;
-        and `inception_score`, with its standard deviation.
+        and of 100 generated images or more `inception_score`, with its standard deviation over parts.
     """
     _need_torch_fidelity()
     from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
@@ -146,9 +140,9 @@ def distances(real: Tensor, generated: Tensor, logits: Tensor | None = None) -> 
     _check_enough("real", len(real))
     _check_enough("generated", len(generated))
     statistics = [fid_features_to_statistics(features.double()) for features in (real, generated)]
-    subset = min(KERNEL_SUBSET, len(real), len(generated))
+    subset = min(KERNEL_SUBSET, len(real) // 2, len(generated) // 2)
     kernel = kid_features_to_metric(generated.double(), real.double(), kid_subset_size=subset, verbose=False)
-    neighbours = prc_features_to_metric(generated, real, verbose=False)
+    neighbours = prc_features_to_metric(generated, real, save_cpu_ram=True, verbose=False)
     result = dict(
         frechet_distance=fid_statistics_to_metric(*statistics, verbose=False)["frechet_inception_distance"],
         kernel_distance=kernel["kernel_inception_distance_mean"],
@@ -156,8 +150,8 @@ def distances(real: Tensor, generated: Tensor, logits: Tensor | None = None) -> 
         precision=neighbours["precision"],
         recall=neighbours["recall"],
     )
-    if logits is not None:
-        score = isc_features_to_metric(logits, splits=FEWEST_IMAGES)
+    if logits is not None and len(logits) >= 10 * SCORE_PARTS:
+        score = isc_features_to_metric(logits, splits=SCORE_PARTS)
         result |= dict(inception_score=score["inception_score_mean"], inception_score_std=score["inception_score_std"])
     return result
 
@@ -177,48 +171,64 @@ def evaluate(
 ) -> dict:
     """A report on a model, of plain numbers: bits per dimension of a dataset's images, and distances of generated images to them.
 
+    The processes of a distributed run share the work, and all get the report.
+
     Args:
         dataset: of images (c h w) with values in [0, 1], or of pairs of an image and its label, not among those trained on.
-        features: the network in whose features the distances are; none to generate no images.
+        features: the network in whose features the distances are, on the model's device and in evaluation mode; none to generate no
+            images.
         count: images to generate, by default as many as the dataset has; with labels, each as often as there.
-        evaluations: numbers of evaluations of the head's network at which to measure all of it again.
+        evaluations: numbers of evaluations of the head's network at which to measure all of it again: bits per dimension by the
+            steps of "rk4" that fit in, the distances by those of the sampler's solver. With few evaluations the former show the
+            error of the solver, which may well look like a better model.
         sample_kwargs: as of `ImageAutoregressive.sample`.
         solver_kwargs: as of `Head.log_prob`.
 
     Returns:
-        `bits_per_dim` with its standard error, by solver and divergence; `generated`, the distances; and `curve`, a list of them.
+        `images`, how many the dataset has; `bits_per_dim`, their mean, its standard error (in which the solver's own error is not)
+        and how they were computed; `generated`, the distances and of what; and `curve`, both for each of `evaluations`.
     """
-    options = dict(batch_size=batch_size, seed=seed, progress=progress)
     sample_kwargs, solver_kwargs = sample_kwargs or {}, solver_kwargs or {}
     count = len(dataset) if count is None else count
+    check_positive_int(batch_size=batch_size, **{f"evaluations[{i}]": most for i, most in enumerate(evaluations)})
     if len(dataset) < 2:
         raise ValueError(f"dataset must hold at least 2 images, got {len(dataset)}")
-    labels = None
+    head = model.model.head
+    # what is wrong with the arguments is found before the work
+    _describe(DensitySolver(**solver_kwargs), model.model.dim_input)
     if features is not None:
-        for name, given in (("dataset", len(dataset)), ("count", count)):
-            _check_enough(name, given)
-        device = next(model.parameters()).device
-        parts = []
-        for start in range(0, len(dataset), batch_size):
-            images, some = _batch(dataset, range(start, min(start + batch_size, len(dataset))))
-            parts.append((features_of(features, images, device=device)[0], some))
-        real = torch.cat([seen for seen, _ in parts])
-        if parts[0][1] is not None:
-            labels = torch.cat([some for _, some in parts])[torch.arange(count) * len(dataset) // count]
+        _need_torch_fidelity()
+        _check_enough("dataset", len(dataset))
+        _check_enough("count", count)
+        _, some_labels = _batch(dataset, range(1))
+        model.stream(labels=some_labels, **sample_kwargs)
+        real, labels = _features_of_dataset(features, dataset, batch_size, next(model.parameters()).device, progress)
+        if labels is not None:
+            labels = labels[torch.arange(count) * len(dataset) // count]
 
     def likelihood(**kwargs) -> dict:
-        mean, error = mean_and_standard_error(bits_per_dim(model, dataset, **options, **kwargs))
-        return dict(mean=mean, standard_error=error)
+        bits = bits_per_dim(model, dataset, batch_size=batch_size, seed=seed, progress=progress, **kwargs)
+        mean, error = mean_and_standard_error(bits)
+        if not math.isfinite(mean):
+            raise FloatingPointError(f"bits per dimension are {mean}: more steps of the solver, or smaller tolerances, may do")
+        return dict(mean=mean, standard_error=error, **_describe(DensitySolver(**kwargs), model.model.dim_input))
 
-    def generated(**kwargs) -> dict:
-        images = draw_images(model, count, labels=labels, **options, **kwargs)
-        return distances(real, *features_of(features, images, batch_size=batch_size, device=device))
+    def generated(num_steps: int | None = None, solver: str | None = None, **kwargs) -> dict:
+        def features_of_batch(start: int) -> tuple[Tensor, Tensor | None]:
+            stop = min(start + batch_size, count)
+            steps = dict(num_steps=num_steps, solver=solver)
+            images = draw_batch(model, start, stop, seed=seed, labels=labels, **steps, **kwargs)
+            # 8-bit values, as the real ones have
+            return features_of(features, (images * 255).round() / 255, device=next(model.parameters()).device)
 
-    head = model.model.head
+        parts = map_over_processes(features_of_batch, range(0, count, batch_size), "generated images" if progress else None)
+        seen, logits = zip(*parts, strict=True)
+        found = distances(real, torch.cat(seen), None if logits[0] is None else torch.cat(logits))
+        return dict(count=count, evaluations=head.num_evaluations(num_steps, solver), **found)
+
     report = dict(images=len(dataset), bits_per_dim=likelihood(**solver_kwargs))
     if features is not None:
-        steps = head.num_evaluations(sample_kwargs.get("num_steps"), sample_kwargs.get("solver"))
-        report["generated"] = dict(count=count, evaluations=steps, **generated(**sample_kwargs))
+        report["generated"] = generated(**sample_kwargs)
     for most in evaluations:
         point = dict(evaluations=most)
         if most >= 4:
@@ -232,13 +242,44 @@ def evaluate(
     return report
 
 
+def _describe(solver: DensitySolver, width: int) -> dict:
+    """How a likelihood of tokens of this width is computed."""
+    steps = dict(num_steps=solver.num_steps) if solver.solver in FIXED_STEP_SOLVERS else dict(rtol=solver.rtol, atol=solver.atol)
+    probes = {} if solver.is_exact(width) else dict(num_probes=solver.num_probes)
+    return dict(solver=solver.solver, **steps, divergence="exact" if solver.is_exact(width) else "hutchinson", **probes)
+
+
+def _features_of_dataset(
+    features: FeatureNetwork, dataset: Dataset, batch_size: int, device: torch.device, progress: bool
+) -> tuple[Tensor, Tensor | None]:
+    """The features (n f) of a dataset's images, and their labels (n,) if it has them."""
+
+    def see(start: int, images: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        return features_of(features, images, device=device)[0], labels
+
+    seen, labels = zip(*_map_over_batches(see, dataset, batch_size, "real images" if progress else None), strict=True)
+    return torch.cat(seen), None if labels[0] is None else torch.cat(labels)
+
+
+def _map_over_batches(function: Callable, dataset: Dataset, batch_size: int, progress: str | None) -> list:
+    """`function(start, images, labels)` of each batch of a dataset, by the processes of a distributed run; a bar of this name."""
+    check_positive_int(batch_size=batch_size)
+    if len(dataset) == 0:
+        raise ValueError("dataset must hold images, got none")
+
+    def call(start: int):
+        return function(start, *_batch(dataset, range(start, min(start + batch_size, len(dataset)))))
+
+    return map_over_processes(call, range(0, len(dataset), batch_size), progress)
+
+
 def _batch(dataset: Dataset, indices: Sequence[int]) -> tuple[Tensor, Tensor | None]:
     """Images (b c h w) of a dataset, and their labels (b,) if it has them."""
-    items = [dataset[i] for i in indices]
-    if not isinstance(items[0], (tuple, list)):
-        return torch.stack(items), None
-    images, labels = zip(*items, strict=True)
-    return torch.stack(images), torch.as_tensor(labels)
+    items = [item if isinstance(item, (tuple, list)) else (item,) for item in (dataset[i] for i in indices)]
+    if len(items[0]) not in (1, 2):
+        raise ValueError(f"dataset must hold images, or pairs of an image and its label, got {len(items[0])} things at each place")
+    images, *labels = zip(*items, strict=True)
+    return torch.stack(images), torch.as_tensor(labels[0]) if labels else None
 
 
 def _check_enough(name: str, count: int) -> None:

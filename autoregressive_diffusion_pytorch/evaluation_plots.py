@@ -7,35 +7,35 @@ from pathlib import Path
 from torch import Tensor
 
 
-def pyplot():
-    """matplotlib's, for files alone."""
+def need_matplotlib() -> None:
     try:
-        import matplotlib
+        import matplotlib  # noqa: F401 - asks whether it is there
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError("plots need matplotlib: pip install 'autoregressive-diffusion-pytorch[eval]'") from error
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    return pyplot
 
 
-def plot_curve(curve: list[dict], path: Path) -> None:
-    """Bits per dimension, and the Fréchet distance where it was measured, against the evaluations of the head's network."""
-    plt = pyplot()
-    bits = [(point["evaluations"], point["bits_per_dim"]) for point in curve if "bits_per_dim" in point]
+def plot_curve(report: dict, path: Path) -> None:
+    """The curve of a report of `evaluate`: bits per dimension, beside those by the report's own solver, and the Fréchet distance
+    where it was measured, against the evaluations of the head's network."""
+    curve, exact = report["curve"], report["bits_per_dim"]
+    bits = [
+        (point["evaluations"], *map(point["bits_per_dim"].get, ("mean", "standard_error")))
+        for point in curve
+        if "bits_per_dim" in point
+    ]
     distances = [(point["evaluations"], point["generated"]["frechet_distance"]) for point in curve if "generated" in point]
-    figure, axes = plt.subplots(
-        1, 1 + bool(distances), figsize=(4.5 * (1 + bool(distances)), 3.6), squeeze=False, layout="constrained"
-    )
-    steps, values = zip(*bits, strict=True)
-    means, errors = zip(*((value["mean"], value["standard_error"]) for value in values), strict=True)
-    axes[0, 0].errorbar(steps, means, yerr=errors, marker="o", markersize=4, capsize=3)
-    axes[0, 0].set_ylabel("bits per dimension")
+    figure, axes = _figure(1 + bool(distances), width=4.5 * (1 + bool(distances)), height=3.6)
+    axes[0].axhline(exact["mean"], color="grey", linewidth=1, label=f"by {exact['solver']}")
+    if bits:
+        steps, means, errors = zip(*bits, strict=True)
+        axes[0].errorbar(steps, means, yerr=errors, marker="o", markersize=4, capsize=3, label="by rk4")
+    axes[0].set(ylabel="bits per dimension, with the solver's error")
+    axes[0].legend()
     if distances:
-        axes[0, 1].plot(*zip(*distances, strict=True), marker="o", markersize=4)
-        axes[0, 1].set_ylabel("Fréchet distance of generated images")
-    for axis in axes[0]:
-        ticks = [point["evaluations"] for point in curve]
+        axes[1].plot(*zip(*distances, strict=True), marker="o", markersize=4)
+        axes[1].set(ylabel="Fréchet distance of generated images")
+    ticks = [point["evaluations"] for point in curve]
+    for axis in axes:
         axis.set(xlabel="evaluations of the head's network for each token", xscale="log")
         axis.set_xticks(ticks, map(str, ticks))
         axis.minorticks_off()
@@ -44,10 +44,8 @@ def plot_curve(curve: list[dict], path: Path) -> None:
 
 def plot_surprise(image: Tensor, nats: Tensor, path: Path) -> None:
     """An image (c h w) in [0, 1], and beside it the nats of its patches (rows columns) as a heat map."""
-    plt = pyplot()
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 4), layout="constrained")
-    image = image[:1] if image.shape[0] < 3 else image[:3]
-    pixels = image.squeeze(0) if len(image) == 1 else image.movedim(0, -1)
+    figure, (left, right) = _figure(2, width=9, height=4)
+    pixels = image[0] if image.shape[0] < 3 else image[:3].movedim(0, -1)
     left.imshow(pixels.numpy(), cmap="gray", vmin=0, vmax=1)
     height, width = image.shape[-2:]
     drawn = right.imshow(nats.numpy(), cmap="inferno", extent=(0, width, height, 0))
@@ -57,9 +55,17 @@ def plot_surprise(image: Tensor, nats: Tensor, path: Path) -> None:
     _save(figure, path)
 
 
+def _figure(columns: int, width: float, height: float):
+    """A figure and its axes. Not pyplot's: that would change the backend of whoever calls."""
+    need_matplotlib()
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.subplots(1, columns, squeeze=False)[0]
+
+
 def _save(figure, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.partial")
     figure.savefig(partial, dpi=120, format="png")
     partial.replace(path)
-    pyplot().close(figure)

@@ -128,8 +128,10 @@ class ImageAutoregressive(Module, Pretrained):
         """The log-probability in nats of each patch of 8-bit images given those before it, (b n).
 
         The model has a density, an image whole numbers from 0 to 255. Each value is moved by even noise within the interval that is
-        rounded to it: the mean of the log-density there, and the size of the interval, are a lower bound of the log-probability
-        (Theis et al. 2016, eq. 4, https://arxiv.org/abs/1511.01844).
+        rounded to it. The log-density there, with the size of the interval, is on average over the noise a lower bound of the
+        image's log-probability, summed over its patches (Theis et al. 2016, eq. 4, https://arxiv.org/abs/1511.01844). Training
+        sees the whole numbers themselves: a model that has learned that there is nothing between them finds what lies there
+        improbable.
 
         Args:
             images: (b c h w) with values in [0, 1], which are rounded to multiples of 1 / 255.
@@ -138,6 +140,8 @@ class ImageAutoregressive(Module, Pretrained):
             solver_kwargs: how to integrate, as of `Head.log_prob`.
         """
         self._check_images(images)
+        if len(images) == 0:
+            raise ValueError("images must be at least one, got none")
         if not (images.min() >= 0 and images.max() <= 1):
             raise ValueError(f"images must have values in [0, 1], got {images.min():g} to {images.max():g}")
         images = images.to(torch.promote_types(images.dtype, torch.float32))
@@ -149,8 +153,9 @@ class ImageAutoregressive(Module, Pretrained):
         return log_densities + tokens.shape[-1] * math.log(VALUE_INTERVAL)
 
     def bits_per_dim(self, images: Tensor, **kwargs) -> Tensor:
-        """The bits for each value of images (b c h w) that the model needs to encode them, (b): less is better, 8 are the images
-        themselves. Arguments as of `log_prob`, of which it is an upper bound.
+        """The bits for each value of images (b c h w) that a code by the model takes, (b): less is better, 8 is the images' own.
+
+        On average over the noise an upper bound. Arguments as of `log_prob`.
         """
         return -self.log_prob(images, **kwargs).sum(dim=-1) / (images[0].numel() * math.log(2))
 
@@ -260,10 +265,18 @@ def draw_images(
     """
 
     def draw(start: int) -> Tensor:
-        stop = min(start + batch_size, count)
-        part = None if labels is None else labels[start:stop]
-        own_seed = int(np.random.SeedSequence((seed, start)).generate_state(1, np.uint64)[0])
-        generator = torch.Generator(next(model.parameters()).device).manual_seed(own_seed)
-        return model.sample(stop - start, labels=part, generator=generator, **kwargs).cpu()
+        return draw_batch(model, start, min(start + batch_size, count), seed=seed, labels=labels, **kwargs)
 
     return torch.cat(map_over_processes(draw, range(0, count, batch_size)))
+
+
+def draw_batch(model: ImageAutoregressive, start: int, stop: int, *, seed: int, labels: Tensor | None = None, **kwargs) -> Tensor:
+    """The images from `start` to `stop` of `draw_images`, whose batch they are."""
+    part = None if labels is None else labels[start:stop]
+    generator = batch_generator(seed, start, next(model.parameters()).device)
+    return model.sample(stop - start, labels=part, generator=generator, **kwargs).cpu()
+
+
+def batch_generator(seed: int, start: int, device: torch.device) -> Generator:
+    """The source of randomness of the batch of images that begins with number `start`."""
+    return Generator(device).manual_seed(int(np.random.SeedSequence((seed, start)).generate_state(1, np.uint64)[0]))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import count
 
 import torch
 from torch import Generator, Tensor
@@ -25,7 +26,7 @@ EXACT_WIDTH = 16  # up to this width "auto" is the exact divergence
 # what the derivatives of one evaluation may hold at once, in numbers for each unit of the network's width
 TANGENTS_AT_A_TIME = 2**13
 
-MOST_STEPS = 1000  # of a solver that adapts them: some fifty times what a trained network takes
+MOST_EVALUATIONS = 5000  # of a solver that adapts its steps: some fifty times what a trained network takes
 
 Field = Callable[[Tensor, Tensor], Tensor]
 
@@ -102,9 +103,11 @@ class DensitySolver:
     @torch.no_grad()
     def log_density(self, samples: Tensor, flow: FlowToNoise) -> Tensor:
         """The log-density (…) in nats of samples (… d) in single precision or a higher one."""
-        probes = self.probes(samples)
+        probes, evaluations = self.probes(samples), count()
 
         def change(time: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+            if self.solver in ADAPTIVE_SOLVERS and next(evaluations) == MOST_EVALUATIONS:
+                raise self._no_end()
             return divergence(lambda x: flow.velocity(x, time), state[0], probes)
 
         x = flow.scale * samples
@@ -114,19 +117,24 @@ class DensitySolver:
             kwargs = dict(options=dict(grid_constructor=lambda *_: grid))
         else:
             # no step beyond the end: there is no such time. The largest error of any sample decides, or many could hide one
-            options = dict(step_t=times[1:], dtype=times.dtype, norm=_largest_error, max_num_steps=MOST_STEPS)
+            options = dict(step_t=times[1:], dtype=times.dtype, norm=_largest_error)
             kwargs = dict(rtol=self.rtol, atol=self.atol, options=options)
         try:
             ends, changes = odeint(change, (x, x.new_zeros(x.shape[:-1])), times, method=self.solver, **kwargs)
-        except AssertionError as error:  # its steps underflow, or are too many
-            tolerances = f"rtol={self.rtol:g} and atol={self.atol:g}"
-            raise FloatingPointError(
-                f"solver {self.solver!r} finds no steps short enough for {tolerances}: allow more, or take one of fixed steps"
-            ) from error
+        except AssertionError as error:
+            if "underflow" in str(error):  # the steps do
+                raise self._no_end() from error
+            raise
         width = x.shape[-1]
         noise = ends[-1] / flow.noise_std
         log_noise = -0.5 * noise.square().sum(dim=-1) - width * (0.5 * math.log(2 * math.pi) + math.log(flow.noise_std))
         return log_noise + changes[-1] + width * math.log(flow.scale)
+
+    def _no_end(self) -> FloatingPointError:
+        return FloatingPointError(
+            f"solver {self.solver!r} needs too short steps, or more than {MOST_EVALUATIONS} evaluations, for rtol={self.rtol:g} "
+            f"and atol={self.atol:g}: take higher tolerances or a solver of fixed steps, if weights and conditions are finite"
+        )
 
 
 def divergence(field: Callable[[Tensor], Tensor], x: Tensor, probes: Tensor) -> tuple[Tensor, Tensor]:

@@ -5,7 +5,7 @@ import torch
 from command_line import TINY, failed, succeeded
 from PIL import Image
 
-from autoregressive_diffusion_pytorch import ImageAutoregressiveFlow, evaluation
+from autoregressive_diffusion_pytorch import ImageAutoregressiveFlow, ImageTrainer, evaluation
 
 
 @pytest.fixture
@@ -36,26 +36,48 @@ def test_a_report_on_the_images_held_out(call, tmp_path, mean_network):
     assert lines[0].startswith(f"bits per dimension   {found['bits_per_dim']['mean']:.4f} ± ")
     assert f"frechet distance     {found['generated']['frechet_distance']:.4f}" in lines
     assert lines[-1] == "runs/digits/evaluation/report.2.json"
-    # the same again
-    succeeded(call("evaluate", "runs/digits", "--features", mean_network, "--count", 11, "--steps", 2, "--batch-size", 8))
-    assert report(run) == found
+    assert found["bits_per_dim"]["divergence"] == "exact"
+    # the same again, beside the earlier one
+    result = succeeded(call("evaluate", "runs/digits", "--features", mean_network, "--count", 11, "--steps", 2, "--batch-size", 8))
+    assert result.stdout.splitlines()[-1] == "runs/digits/evaluation/report.2-2.json"
+    assert json.loads((run / "evaluation/report.2-2.json").read_text()) == report(run) == found
 
 
-def test_the_images_held_out_are_those_of_the_validation_loss(call, monkeypatch):
-    succeeded(call("train", *TINY, "--hold-out", 0.002, "--flip"))
-    seen = []
+def test_the_images_held_out_are_those_of_the_validation_loss(call, folder, monkeypatch):
+    held_out, seen = [], []
+
+    class Recorder(ImageTrainer):
+        def __init__(self, *args, validation_dataset, **kwargs):
+            held_out.extend(validation_dataset)
+            super().__init__(*args, validation_dataset=validation_dataset, **kwargs)
 
     def fake(model, dataset, **kwargs):
         seen.extend(dataset)
         return dict(images=len(dataset), bits_per_dim=dict(mean=1.0, standard_error=0.1))
 
+    monkeypatch.setattr("autoregressive_diffusion_pytorch.image_trainer.ImageTrainer", Recorder)
+    succeeded(call("train", folder, *TINY, "--image-size", 8, "--patch-size", 4, "--run", "run", "--hold-out", 0.4))
     monkeypatch.setattr(evaluation, "evaluate", fake)
-    succeeded(call("evaluate", "runs/digits", "--features", "none"))
-    from autoregressive_diffusion_pytorch.image_dataset import digits
-    from autoregressive_diffusion_pytorch.run_folder import split
+    succeeded(call("evaluate", "run", "--features", "none"))
+    assert len(seen) == 8
+    assert torch.equal(torch.stack(seen), torch.stack(held_out))
+    # other images than when the run was started
+    (folder / "a" / "0.png").unlink()
+    assert "holds 19 images, 20 when the run was started" in failed(call("evaluate", "run", "--features", "none"))
 
-    for image, expected in zip(seen, split(digits()[0], dict(hold_out=0.002))[1], strict=True):
-        assert torch.equal(image, expected)
+
+def test_images_are_not_mirrored(call, folder, monkeypatch):
+    Image.effect_noise((8, 8), 100).convert("RGB").save(folder / "a" / "0.png")
+    succeeded(call("train", folder, *TINY, "--image-size", 8, "--patch-size", 4, "--run", "run", "--flip"))
+    seen = []
+
+    def fake(model, dataset, **kwargs):
+        seen.extend(dataset[0] for _ in range(20))
+        return dict(images=len(dataset), bits_per_dim=dict(mean=1.0, standard_error=0.1))
+
+    monkeypatch.setattr(evaluation, "evaluate", fake)
+    succeeded(call("evaluate", "run", folder, "--features", "none"))
+    assert len(torch.stack(seen).flatten(1).unique(dim=0)) == 1
 
 
 def test_curves_are_plotted(call, tmp_path, folder, mean_network, monkeypatch):
@@ -125,10 +147,13 @@ def test_a_map_of_surprise(call, folder, monkeypatch):
     assert seen[0][2] == 1
     assert "the run has labels: name one of a, b" in failed(call("evaluate", "run", "--surprise", file))
     assert "'c' is none of a, b" in failed(call("evaluate", "run", "--surprise", file, "--label", "c"))
-    assert "SOURCE and --surprise exclude each other" in failed(call("evaluate", "run", folder, "--surprise", file))
+    message = failed(call("evaluate", "run", folder, "--surprise", file, "--batch-size", 3))
+    assert "--surprise has no use for SOURCE, --batch-size" in message
+    # beside the earlier one
+    assert "run/evaluation/surprise.0.2-2.png" in succeeded(call("evaluate", "run", "--surprise", file, "--label", "b")).stdout
 
 
-def test_what_cannot_be_evaluated_is_told_in_a_line(call, folder, mean_network, tmp_path):
+def test_what_cannot_be_evaluated_is_told_in_a_line(call, folder, mean_network, tmp_path, monkeypatch):
     succeeded(call("train", folder, *TINY, "--image-size", 8, "--patch-size", 4, "--run", "run"))
     assert "the run held out no images: name a folder" in failed(call("evaluate", "run"))
     assert "nowhere does not exist" in failed(call("evaluate", "run", "nowhere", "--features", "none"))
@@ -141,6 +166,17 @@ def test_what_cannot_be_evaluated_is_told_in_a_line(call, folder, mean_network, 
     (tmp_path / "other.pt2").write_bytes(b"")
     assert "other.pt2 holds no network" in failed(call("evaluate", "run", folder, "--features", "other.pt2"))
     assert "images must be of shape" in failed(call("evaluate", "run", "digits", "--features", "none"))
+    images = torch.rand(2, 3, 8, 8)
+    torch.export.save(torch.export.export(torch.nn.Flatten(), (images,)), tmp_path / "two.pt2")
+    assert "two.pt2 does not take (3 3 8 8) images" in failed(call("evaluate", "run", folder, "--features", "two.pt2"))
+    # before any work
+    monkeypatch.setattr(evaluation, "bits_per_dim", None)
+    for options, message in (
+        (("--solver", "rk5"), "solver must be one of"),
+        (("--guidance", 2), "guidance_scale other than 1 needs a model"),
+        (("--output", "images/a/0.png/report.json"), "0.png"),
+    ):
+        assert message in failed(call("evaluate", "run", folder, "--features", mean_network, *options))
     assert not list(tmp_path.rglob("report*"))
 
 

@@ -18,8 +18,10 @@ def point(evaluations, bits=None, distance=None):
 
 
 def test_curves_with_and_without_distances(tmp_path):
-    plot_curve([point(2, distance=9.0), point(4, 5.0, 3.0), point(8, 4.5, 2.0)], tmp_path / "new" / "both.png")
-    plot_curve([point(4, 5.0), point(8, 4.5)], tmp_path / "bits.png")
+    report = dict(bits_per_dim=dict(mean=4.4, standard_error=0.1, solver="dopri5"))
+    plot_curve(report | dict(curve=[point(2, distance=9.0), point(4, 5.0, 3.0), point(8, 4.5, 2.0)]), tmp_path / "new" / "both.png")
+    plot_curve(report | dict(curve=[point(4, 5.0), point(8, 4.5)]), tmp_path / "bits.png")
+    plot_curve(report | dict(curve=[point(2), point(3)]), tmp_path / "none.png")
     both, bits = Image.open(tmp_path / "new" / "both.png"), Image.open(tmp_path / "bits.png")
     assert both.width == 2 * bits.width
     assert list((tmp_path / "new").iterdir()) == [tmp_path / "new" / "both.png"]
@@ -45,4 +47,4 @@ def test_a_map_is_bright_where_an_image_is_surprising(tmp_path, channels):
 def test_without_matplotlib(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(ModuleNotFoundError, match=r"pip install 'autoregressive-diffusion-pytorch\[eval\]'"):
-        plot_curve([point(4, 5.0)], tmp_path / "curve.png")
+        plot_surprise(torch.zeros(1, 8, 8), torch.zeros(2, 2), tmp_path / "map.png")

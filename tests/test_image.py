@@ -356,6 +356,8 @@ def test_likelihoods_follow_from_images_labels_and_generator(model_class):
     torch.testing.assert_close(bits, -log_probs.sum(dim=1) / (3 * 8 * 8 * math.log(2)))
     with pytest.raises(ValueError, match=r"images must have values in \[0, 1\], got -0.5 to 0.5"):
         model.bits_per_dim(torch.linspace(-0.5, 0.5, 192).view(1, 3, 8, 8), labels=labels[:1])
+    with pytest.raises(ValueError, match="images must be at least one, got none"):
+        model.bits_per_dim(images[:0], labels=labels[:0])
     with pytest.raises(TypeError, match="divide 8-bit values by 255"):
         model.bits_per_dim(torch.zeros(1, 3, 8, 8, dtype=torch.uint8))
 

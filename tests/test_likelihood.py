@@ -99,15 +99,15 @@ def test_one_hard_sample_among_many_easy_ones_is_solved_as_well():
     solver = DensitySolver(rtol=1e-5, atol=1e-5)
     together = solver.log_density(torch.cat((easy, hard)), flow)[-1:]
     reference = DensitySolver(rtol=1e-7, atol=1e-7).log_density(hard, flow)
-    torch.testing.assert_close(together, reference, rtol=0, atol=1e-2)
+    torch.testing.assert_close(together, reference, rtol=0, atol=5e-3)
 
 
 def test_a_flow_that_no_steps_are_short_enough_for():
     flow = FlowToNoise(lambda x, t: x / (t - 0.3) ** 2, start=0.0, stop=1.0, scale=1.0, noise_std=1.0)
-    with pytest.raises(FloatingPointError, match="finds no steps short enough for rtol="):
+    with pytest.raises(FloatingPointError, match="solver 'dopri5' needs too short steps, or more than 5000 evaluations, for rtol="):
         DensitySolver().log_density(torch.ones(3, 2), flow)
     flow.velocity = lambda x, t: x * math.nan
-    with pytest.raises(FloatingPointError, match="finds no steps"):
+    with pytest.raises(FloatingPointError, match="if weights and conditions are finite"):
         DensitySolver().log_density(torch.ones(3, 2), flow)
 
 

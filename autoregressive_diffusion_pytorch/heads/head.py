@@ -224,23 +224,27 @@ class Head(Module, ABC):
     def log_prob(self, tokens: Tensor, cond: Tensor, **solver_kwargs) -> Tensor:
         """The log-density of each token given its condition, in nats: `(… d), (… dim) -> (…)`.
 
-        It is that of the sampler's equation without clamping, solved exactly: what `sample` draws in many steps. It is computed
-        without gradients, in single precision or the tokens', whichever is higher.
+        It is that of the ordinary differential equation which a sampler without churn, clamping, guidance and temperature solves,
+        down to the lowest noise level; a sampler of few steps comes near it only. It is computed without gradients, in single
+        precision or the tokens', whichever is higher.
 
         Args:
             tokens: finite numbers (… d).
-            cond: conditions (… dim).
+            cond: conditions (… dim), finite too.
             solver_kwargs: as of `DensitySolver`: `solver`, `num_steps`, `rtol`, `atol`, `divergence`, `num_probes`, `generator`.
 
         Raises:
-            FloatingPointError: the solver's steps became too small to go on.
+            FloatingPointError: a solver that adapts its steps came to no end.
         """
         solver = DensitySolver(**solver_kwargs)
         if tokens.shape[-1] != self.net.dim_input or tokens.shape[:-1] != cond.shape[:-1]:
             expected = (*cond.shape[:-1], self.net.dim_input)
             raise ValueError(f"tokens must be of shape {expected}, as cond and the head's width say, got {tuple(tokens.shape)}")
-        if not tokens.isfinite().all():
-            raise ValueError("tokens must be finite, got some that are not")
+        for name, given in (("tokens", tokens), ("cond", cond)):
+            if not given.isfinite().all():
+                raise ValueError(f"{name} must be finite, got some that are not")
+        if tokens.numel() == 0:
+            return tokens.new_zeros(tokens.shape[:-1])
         tokens = tokens.to(torch.promote_types(tokens.dtype, torch.float32))
         size = solver.samples_at_a_time(tokens.shape[-1])
         pairs = zip(tokens.reshape(-1, tokens.shape[-1]).split(size), cond.reshape(-1, cond.shape[-1]).split(size), strict=True)

@@ -21,9 +21,8 @@ from autoregressive_diffusion_pytorch.solvers import Field, State, dpmpp_2m, eul
 
 ODE_SOLVERS = {"euler": euler, "midpoint": midpoint, "heun": heun}
 TIME_DISTRIBUTIONS = ("uniform", "logit_normal")
-LOG_NOISE_LEVEL = log(
-    500
-)  # where a likelihood's time begins to follow the noise level: those of Karras et al. 2022 start at 1 / 500
+# where the time of a likelihood begins to follow the logarithm of the noise level: Karras et al. 2022 sample from 1 / 500
+LOG_NOISE_LEVEL = log(500)
 
 
 class RectifiedFlow(Head):

@@ -576,5 +576,8 @@ def test_bad_tokens_of_a_log_prob(head_class, kwargs):
         head.log_prob(torch.randn(2, 4), torch.randn(3, 6))
     with pytest.raises(ValueError, match="tokens must be finite, got some that are not"):
         head.log_prob(torch.tensor([[0.0, math.nan, 0.0, 0.0]]), torch.randn(1, 6))
+    with pytest.raises(ValueError, match="cond must be finite, got some that are not"):
+        head.log_prob(torch.randn(1, 4), torch.full((1, 6), math.inf))
+    assert head.log_prob(torch.empty(0, 3, 4), torch.empty(0, 3, 6)).shape == (0, 3)
     with pytest.raises(ValueError, match="solver must be one of"):
         head.log_prob(torch.randn(3, 4), torch.randn(3, 6), solver="dpmpp_2m")
