@@ -71,11 +71,11 @@ def evaluate(run_folder: Path, source: str | None, surprise: Path | None, name: 
     """
     config = read_config(run_folder)
     if surprise is not None:
-        given = [name for name in ("source", *options) if _is_given(name)]
-        excluded = [name for name in given if name not in ("checkpoint", "tolerance", "seed", "output")]
-        if excluded:
-            names = ", ".join("SOURCE" if name == "source" else f"--{name.replace('_', '-')}" for name in excluded)
-            raise click.UsageError(f"--surprise has no use for {names}")
+        useful = ("checkpoint", "tolerance", "seed", "output")
+        useless = [option for option in ("source", *options) if option not in useful and _is_given(option)]
+        if useless:
+            typed = ("SOURCE" if option == "source" else f"--{option.replace('_', '-')}" for option in useless)
+            raise click.UsageError(f"--surprise has no use for {', '.join(typed)}")
         _map_surprise(run_folder, config, surprise, name, **options)
     elif name is not None:
         raise click.UsageError("--label is for --surprise: SOURCE has a folder for each class")

@@ -104,7 +104,6 @@ def work_as_ours(head: str) -> None:
 
     import autoregressive_diffusion_pytorch as package
     from autoregressive_diffusion_pytorch.checkpoints import newest_checkpoint
-    from autoregressive_diffusion_pytorch.solvers import visited_times
 
     def draw(run: str, count: int, file: str, real_labels: str | None = None, **kwargs: str | float) -> dict:
         checkpoint = newest_checkpoint(Path(run) / "checkpoints")
@@ -116,8 +115,7 @@ def work_as_ours(head: str) -> None:
             real = np.load(real_labels)
             labels = torch.from_numpy(real[np.arange(count) * len(real) // count])
         drawn = _draw(model, count, file, labels, solver=solver, num_steps=num_steps, **kwargs)
-        integrate = partial(model.model.head.integrate, noise=float, num_steps=num_steps, solver=solver)
-        evaluations = len(visited_times(integrate))
+        evaluations = model.model.head.num_evaluations(num_steps, solver)
         return dict(drawn, steps=int(checkpoint.suffix[1:]), solver=solver, num_steps=num_steps, evaluations=evaluations)
 
     serve(draw=draw)

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import datasets
 import pytest
-import torch
 from PIL import Image
 
 from autoregressive_diffusion_pytorch import ImageTrainer
@@ -38,11 +37,7 @@ def short_training(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
     for name in ("num_train_steps", "num_samples"):
         monkeypatch.setitem(ImageTrainer.__init__.__kwdefaults__, name, 1)
-    # the large models of the snippets, unlike the small ones of the other tests, gain by it
-    threads = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield images
-    torch.set_num_threads(threads)
+    return images
 
 
 @pytest.mark.parametrize("code", list(snippets()))
