@@ -93,10 +93,11 @@ def test_curves_are_plotted(call, tmp_path, folder, mean_network, monkeypatch):
 
 def test_classes_go_by_their_names(call, folder, monkeypatch, tmp_path):
     succeeded(call("train", folder, *TINY, "--image-size", 8, "--patch-size", 4, "--labels", "--run", "run"))
-    seen = []
+    seen, reds = [], []
 
     def bits_per_dim(model, images, labels, **kwargs):
         seen.append(labels.tolist())
+        reds.extend((images[:, 0, 0, 0] * 255).round().int().tolist())
         return torch.arange(len(images)).float()
 
     monkeypatch.setattr(ImageAutoregressiveFlow, "bits_per_dim", bits_per_dim)
@@ -106,6 +107,8 @@ def test_classes_go_by_their_names(call, folder, monkeypatch, tmp_path):
     (folder / "b").rename(only_b / "b")
     succeeded(call("evaluate", "run", only_b, "--features", "none", "--images", 4, "--batch-size", 3))
     assert seen == [[1, 1, 1], [1]]
+    # evenly spread over 1, 11, 13, 15, 17, 19, 3, 5, 7, 9
+    assert reds == [10 * number for number in (1, 13, 19, 5)]
     assert report(tmp_path / "run")["images"] == 4
     (only_b / "b").rename(only_b / "c")
     assert "has classes that the run does not know: c" in failed(call("evaluate", "run", only_b, "--features", "none"))

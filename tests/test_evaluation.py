@@ -197,6 +197,19 @@ def test_what_is_no_dataset_of_images():
         bits_per_dim(model, images(0))
 
 
+def test_generated_images_are_of_8_bits_as_real_ones_are():
+    seen = []
+
+    def network(batch):
+        seen.append(batch)
+        return batch.flatten(1)
+
+    evaluate(small_model(), images(12), features=network, solver_kwargs=FAST, sample_kwargs=dict(num_steps=1))
+    assert len(seen) == 2
+    for batch in seen:
+        torch.testing.assert_close(batch * 255, (batch * 255).round(), rtol=0, atol=1e-3)
+
+
 def test_labels_are_generated_as_often_as_they_are_in_the_dataset(monkeypatch):
     model, seen = small_model(num_classes=3), []
     sample = model.sample

@@ -111,6 +111,15 @@ def test_a_flow_that_no_steps_are_short_enough_for():
         DensitySolver().log_density(torch.ones(3, 2), flow)
 
 
+def test_a_flow_that_takes_too_many_evaluations(monkeypatch):
+    monkeypatch.setattr("autoregressive_diffusion_pytorch.likelihood.MOST_EVALUATIONS", 100)
+    samples, options = 0.2 * torch.randn(5, 3).double(), dict(rtol=1e-10, atol=1e-10)
+    with pytest.raises(FloatingPointError, match="more than 100 evaluations, for rtol=1e-10"):
+        DensitySolver(**options).log_density(samples, gaussian_flow(0.2))
+    # one of fixed steps takes what it is told to
+    DensitySolver(solver="euler", num_steps=200).log_density(samples, gaussian_flow(0.2))
+
+
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
