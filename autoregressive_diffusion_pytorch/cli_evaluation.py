@@ -17,6 +17,7 @@ from autoregressive_diffusion_pytorch.run_folder import (
     load_model,
     read_config,
     split,
+    write_whole,
 )
 
 CURVE = (4, 8, 16, 32, 64)  # evaluations of the head's network
@@ -134,7 +135,7 @@ def _report(
     sampling = dict(features=features, guidance_scale=guidance, temperature=temperature, solver=solver, num_steps=steps)
     asked = dict(checkpoint=folder.name, source=source or "held out", seed=seed, batch_size=batch_size)
     report = asked | dict(sampling=sampling if "generated" in report else None) | report
-    _write(output, json.dumps(report, indent=2, allow_nan=False))
+    write_whole(output, json.dumps(report, indent=2, allow_nan=False))
     for line in _summary(report):
         click.echo(line)
     click.echo(output)
@@ -247,10 +248,3 @@ def _summary(report: dict) -> list[str]:
 def _is_given(name: str) -> bool:
     """Whether an option of this command was typed."""
     return click.get_current_context().get_parameter_source(name) is not ParameterSource.DEFAULT
-
-
-def _write(file: Path, text: str) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(f"{file.name}.partial")
-    partial.write_text(text)
-    partial.replace(file)

@@ -30,9 +30,14 @@ def read_config(run_folder: Path) -> dict:
 
 
 def write_config(config: dict, run_folder: Path) -> None:
-    partial = run_folder / "config.json.partial"
-    partial.write_text(json.dumps(config, indent=2))
-    partial.replace(run_folder / "config.json")
+    write_whole(run_folder / "config.json", json.dumps(config, indent=2))
+
+
+def write_whole(file: Path, text: str) -> None:
+    """Writes a file that is never there in part."""
+    partial = file.with_name(f"{file.name}.partial")
+    partial.write_text(text)
+    partial.replace(file)
 
 
 def model_class(config: dict):
