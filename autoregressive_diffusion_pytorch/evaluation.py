@@ -19,7 +19,7 @@ from torch.utils.data import Dataset
 
 from autoregressive_diffusion_pytorch.checks import check_positive_int
 from autoregressive_diffusion_pytorch.image import ImageAutoregressive, batch_generator, draw_batch
-from autoregressive_diffusion_pytorch.likelihood import FIXED_STEP_SOLVERS, DensitySolver
+from autoregressive_diffusion_pytorch.likelihood import DensitySolver
 from autoregressive_diffusion_pytorch.processes import map_over_processes
 
 # of images (b 3 h w) in [0, 1]: features (b f), or features and the logits (b k) of a classifier
@@ -194,15 +194,16 @@ def evaluate(
     if len(dataset) < 2:
         raise ValueError(f"dataset must hold at least 2 images, got {len(dataset)}")
     head = model.model.head
+    device = next(model.parameters()).device
     # what is wrong with the arguments is found before the work
-    _describe(DensitySolver(**solver_kwargs), model.model.dim_input)
+    DensitySolver(**solver_kwargs)
     if features is not None:
         _need_torch_fidelity()
         _check_enough("dataset", len(dataset))
         _check_enough("count", count)
         _, some_labels = _batch(dataset, range(1))
         model.stream(labels=some_labels, **sample_kwargs)
-        real, labels = _features_of_dataset(features, dataset, batch_size, next(model.parameters()).device, progress)
+        real, labels = _features_of_dataset(features, dataset, batch_size, device, progress)
         if labels is not None:
             labels = labels[torch.arange(count) * len(dataset) // count]
 
@@ -211,7 +212,7 @@ def evaluate(
         mean, error = mean_and_standard_error(bits)
         if not math.isfinite(mean):
             raise FloatingPointError(f"bits per dimension are {mean}: more steps of the solver, or smaller tolerances, may do")
-        return dict(mean=mean, standard_error=error, **_describe(DensitySolver(**kwargs), model.model.dim_input))
+        return dict(mean=mean, standard_error=error, **DensitySolver(**kwargs).description(model.model.dim_input))
 
     def generated(num_steps: int | None = None, solver: str | None = None, **kwargs) -> dict:
         def features_of_batch(start: int) -> tuple[Tensor, Tensor | None]:
@@ -219,7 +220,7 @@ def evaluate(
             steps = dict(num_steps=num_steps, solver=solver)
             images = draw_batch(model, start, stop, seed=seed, labels=labels, **steps, **kwargs)
             # 8-bit values, as the real ones have
-            return features_of(features, (images * 255).round() / 255, device=next(model.parameters()).device)
+            return features_of(features, (images * 255).round() / 255, device=device)
 
         parts = map_over_processes(features_of_batch, range(0, count, batch_size), "generated images" if progress else None)
         seen, logits = zip(*parts, strict=True)
@@ -240,13 +241,6 @@ def evaluate(
                 point["generated"] = generated(**sample_kwargs | dict(num_steps=fitting[-1]))
         report.setdefault("curve", []).append(point)
     return report
-
-
-def _describe(solver: DensitySolver, width: int) -> dict:
-    """How a likelihood of tokens of this width is computed."""
-    steps = dict(num_steps=solver.num_steps) if solver.solver in FIXED_STEP_SOLVERS else dict(rtol=solver.rtol, atol=solver.atol)
-    probes = {} if solver.is_exact(width) else dict(num_probes=solver.num_probes)
-    return dict(solver=solver.solver, **steps, divergence="exact" if solver.is_exact(width) else "hutchinson", **probes)
 
 
 def _features_of_dataset(

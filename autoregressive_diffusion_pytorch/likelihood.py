@@ -85,6 +85,13 @@ class DensitySolver:
         """Whether the divergence of tokens of this width is the exact one."""
         return self.divergence == "exact" or (self.divergence == "auto" and width <= EXACT_WIDTH)
 
+    def description(self, width: int) -> dict:
+        """The arguments that count for samples of this width, as plain values; what "auto" stands for instead of it."""
+        steps = dict(num_steps=self.num_steps) if self.solver in FIXED_STEP_SOLVERS else dict(rtol=self.rtol, atol=self.atol)
+        exact = self.is_exact(width)
+        probes = {} if exact else dict(num_probes=self.num_probes)
+        return dict(solver=self.solver, **steps, divergence="exact" if exact else "hutchinson", **probes)
+
     def samples_at_a_time(self, width: int) -> int:
         """How many samples of this width to integrate at once, for the memory of the derivatives."""
         return max(1, TANGENTS_AT_A_TIME // (width if self.is_exact(width) else self.num_probes))
