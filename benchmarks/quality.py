@@ -1,21 +1,22 @@
-"""Quality of samples: version 0.4.0 of the package and this library, trained for the same time on the same images.
+"""Quality of samples: any set of configurations, trained for the same time on the same images, version 0.4.0 among them.
 
     pip install --target PEER autoregressive-diffusion-pytorch==0.4.0 --no-deps
     pip install --target PEER einx torchdiffeq
-    python benchmarks/quality.py --peer PEER --images FOLDER --distance 'python frechet.py' --folder runs/quality
+    python benchmarks/quality.py comparison --peer PEER --images FOLDER --distance 'python frechet.py' --folder runs/comparison
 
-Each model is trained on images of 32 × 32 pixels in patches of 4, by its own library's trainer: version 0.4.0 with its trainer's
-defaults (fp32, 16 images a step), this library by `ardiff train`. The transformers have the same width and depth; all else is each
-side's default. Then each draws samples at its own default steps, and ours also at four times as many.
+The sets are those of `configurations.py`. Each configuration is trained by its own library's trainer in a process of its own, draws
+samples after the given minutes of training, and goes on. Time is that of the training alone, not of what is saved and drawn. One
+is trained after the other on all cores, or with `--interleave` all in turn from mark to mark: a machine that slows down does so for
+all. With `--at-once 2` two at a time share the cores: minutes are then not as fast, but the same for all.
 
-With `--curve`, ours are drawn by every solver at several numbers of steps instead, and `--plot FILE` draws the curves of distance
-against evaluations of the network for each token (needs matplotlib). With `--labels`, ours without labels is compared with ours
-that learns the names of the folders as labels, at several scales of guidance and temperatures, the labels drawn as often as among
-the real images. The two are trained at the same time, each on half of the cores.
+The distance is either any command that takes two files of images (n h w 3, 8 bit, .npy), real and generated ones, and prints a
+number; or with `--features` this library's Fréchet distance in the features of "inception" or of a network of torch.export.
 
-The distance is any command that takes two files of images (n h w 3, 8 bit, .npy), real and generated ones, and prints a number.
-A folder is for one such comparison: what is in it already is not trained or drawn again.
+A folder is for one set at one size: what is in it already is not trained, drawn or measured again, so that a comparison that was
+ended goes on from the last mark. `--plot` draws the distance against evaluations of the network, for sets with several solvers.
 """
+
+from __future__ import annotations
 
 import argparse
 import json
@@ -26,19 +27,17 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from dataclasses import asdict
 from pathlib import Path
+from threading import Lock
 
-from worker import CLASSES, OURS, Worker, environment, serve
+from configurations import SETS, SIZES, Configuration
+from worker import CLASSES, OURS, Worker, serve
 
-IMAGE_SIZE, PATCH_SIZE = 32, 4
-SIZES = dict(dim=256, depth=6)  # of the transformer, on both sides
 BATCH_SIZE = 250  # of sampling
-CURVE_EVALUATIONS = [4, 6, 12, 24]
-UNGUIDED_TEMPERATURES = [1.0, 0.95]
-GUIDANCE = [(1.0, 1.0), (1.25, 1.0), (1.5, 1.0), (2.0, 1.0), (3.0, 1.0), (3.0, 0.95), (3.0, 0.9)]  # scale, temperature
-EVALUATIONS_A_STEP = dict(midpoint=2, heun=2)
+NUM_GRID_IMAGES = 64  # drawn at each mark, for `gallery.py`
 
 
 class TimeIsUp(Exception):
@@ -48,9 +47,9 @@ class TimeIsUp(Exception):
 class UntilDeadline:
     """A dataset that ends the training which reads it."""
 
-    def __init__(self, dataset, minutes: float):
+    def __init__(self, dataset):
         self.dataset = dataset
-        self.deadline = time.monotonic() + 60 * minutes
+        self.deadline = 0.0
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -61,64 +60,121 @@ class UntilDeadline:
         return self.dataset[index]
 
 
-def work_as_peer(head: str) -> None:
-    """A worker with version 0.4.0."""
+def work_as_peer(configuration: Configuration, folder: Path, images: str) -> None:
+    """A worker with version 0.4.0 and its trainer's defaults."""
     import torch
 
     import autoregressive_diffusion_pytorch as package
 
-    torch.manual_seed(0)
-    model = getattr(package, CLASSES[head])(model=SIZES, image_size=IMAGE_SIZE, patch_size=PATCH_SIZE)
+    torch.manual_seed(configuration.seed)
+    model = getattr(package, CLASSES[configuration.head])(
+        model=SIZES | configuration.model, image_size=configuration.image_size, patch_size=configuration.patch_size
+    )
+    dataset = UntilDeadline(package.ImageDataset(images, configuration.image_size))
+    never = dict(num_train_steps=10**9, save_results_every=10**9, checkpoint_every=10**9)
+    trainer = package.ImageTrainer(
+        model, dataset=dataset, checkpoints_folder=folder, results_folder=folder, **never, **configuration.trainer
+    )
+    averages = dict(raw=model, averaged=trainer.ema_model.ema_model)
+    newest = _newest_mark(folder)
+    if newest:  # its own checkpoints leave out the optimiser
+        saved = torch.load(folder / f"{newest:g}.pt", weights_only=True)
+        model.load_state_dict(saved["model"])
+        trainer.ema_model.load_state_dict(saved["average"])
+        trainer.optimizer.load_state_dict(saved["optimizer"])
 
-    def train(images: str, minutes: float, weights: str) -> dict:
-        dataset = package.ImageDataset(images, IMAGE_SIZE)
-        trainer = package.ImageTrainer(
-            model,
-            dataset=UntilDeadline(dataset, minutes),
-            num_train_steps=10**9,
-            save_results_every=10**9,
-            checkpoint_every=10**9,
-            checkpoints_folder=Path(weights).with_suffix(""),
-            results_folder=Path(weights).with_suffix(""),
-        )
+    def train(minutes: float) -> dict:
+        dataset.deadline = time.monotonic() + 60 * (minutes - _newest_mark(folder))
         try:
             trainer()
         except TimeIsUp:
             pass
-        steps = int(trainer.ema_model.step)
-        torch.save(dict(steps=steps, raw=model.state_dict(), averaged=trainer.ema_model.ema_model.state_dict()), weights)
+        state = dict(model=model, average=trainer.ema_model, optimizer=trainer.optimizer)
+        torch.save({name: part.state_dict() for name, part in state.items()}, folder / f"{minutes:g}.pt")
+        _add_mark(folder, minutes, steps=int(trainer.ema_model.step))
         return {}
 
-    def draw(weights: str, kind: str, count: int, file: str) -> dict:
-        saved = torch.load(weights, weights_only=True)
-        model.load_state_dict(saved[kind])
-        return dict(_draw(model, count, file), steps=saved["steps"])
+    def draw(average: str, count: int, file: str) -> dict:
+        return _draw(averages[average], count, file)
 
     serve(train=train, draw=draw)
 
 
-def work_as_ours(head: str) -> None:
+def work_as_ours(configuration: Configuration, folder: Path, images: str) -> None:
     """A worker with this library."""
-    import numpy as np
     import torch
+    import variants
+    from ema_pytorch.post_hoc_ema import KarrasEMA
 
     import autoregressive_diffusion_pytorch as package
-    from autoregressive_diffusion_pytorch.checkpoints import newest_checkpoint
+    from autoregressive_diffusion_pytorch.checkpoints import list_checkpoints, step_of
 
-    def draw(run: str, count: int, file: str, real_labels: str | None = None, **kwargs: str | float) -> dict:
-        checkpoint = newest_checkpoint(Path(run) / "checkpoints")
-        model = getattr(package, CLASSES[head]).from_pretrained(checkpoint)
-        solver = kwargs.pop("solver", model.model.head.solver)
-        num_steps = kwargs.pop("num_steps", model.model.head.NUM_SAMPLE_STEPS[solver])
+    torch.manual_seed(configuration.seed)
+    dataset = package.ImageDataset(
+        images, configuration.image_size, labels_from_folders=configuration.labels, **configuration.dataset
+    )
+    head_kwargs = {f"{configuration.head}_kwargs": configuration.head_kwargs}
+    model = getattr(package, CLASSES[configuration.head])(
+        model=SIZES | configuration.model | head_kwargs,
+        image_size=configuration.image_size,
+        patch_size=configuration.patch_size,
+        num_classes=len(dataset.classes) if configuration.labels else None,
+        **configuration.image,
+    )
+    if configuration.variant:
+        model = getattr(variants, configuration.variant)(model, dataset)
+    newest = _newest_mark(folder)
+    for checkpoint in list_checkpoints(folder / "checkpoints"):
+        if step_of(checkpoint) > _marks(folder).get(newest, 0):
+            shutil.rmtree(checkpoint)  # of a training that was ended between marks: its time is not known
+    trainer = package.ImageTrainer(
+        model,
+        dataset=dataset,
+        seed=configuration.seed,
+        checkpoints_folder=folder / "checkpoints",
+        results_folder=folder / "progress",
+        num_samples=1,  # its grids are not needed
+        log_with=None,
+        resume=newest > 0,
+        **dict(save_results_every=10**9, checkpoint_every=10**9, keep_last=2) | configuration.trainer,
+    )
+    if configuration.trainer_variant:
+        getattr(variants, configuration.trainer_variant)(trainer)
+    averages = {"": trainer.ema.ema_model, "raw": model}
+    # other lengths of the average, of Karras et al. 2024 (https://arxiv.org/abs/2312.02696), beside the trainer's own
+    others = {str(width): KarrasEMA(model, sigma_rel=width, update_every=1) for width in configuration.average_widths}
+    averages |= {name: other.ema_model for name, other in others.items()}
+    others_file = folder / "averages.pt"
+    if newest and others:
+        for name, state in torch.load(others_file, weights_only=True).items():
+            others[name].load_state_dict(state)
+    update = trainer.ema.update
+
+    def update_all() -> None:
+        update()
+        for other in others.values():
+            other.update()
+
+    trainer.ema.update = update_all
+
+    def train(minutes: float) -> dict:
+        trainer.max_minutes = minutes - _newest_mark(folder)
+        trainer()
+        torch.save({name: other.state_dict() for name, other in others.items()}, others_file)
+        _add_mark(folder, minutes, steps=trainer.step)
+        return {}
+
+    def draw(average: str, count: int, file: str, **sampling) -> dict:
         labels = None
-        if real_labels:
-            real = np.load(real_labels)
-            labels = torch.from_numpy(real[np.arange(count) * len(real) // count])
-        drawn = _draw(model, count, file, labels, solver=solver, num_steps=num_steps, **kwargs)
-        evaluations = model.model.head.num_evaluations(num_steps, solver)
-        return dict(drawn, steps=int(checkpoint.suffix[1:]), solver=solver, num_steps=num_steps, evaluations=evaluations)
+        if configuration.labels:
+            # each as often as among the real images
+            every = torch.tensor([label for _, label in dataset])
+            labels = every[torch.arange(count) * len(every) // count]
+        steps = {name: sampling.get(name) for name in ("num_steps", "solver")}
+        evaluations = averages[average].model.head.num_evaluations(**steps)
+        return _draw(averages[average], count, file, labels, **sampling) | dict(evaluations=evaluations)
 
-    serve(draw=draw)
+    serve(train=train, draw=draw)
 
 
 def _draw(model, count: int, file: str, labels=None, **kwargs) -> dict:
@@ -134,153 +190,221 @@ def _draw(model, count: int, file: str, labels=None, **kwargs) -> dict:
         images.append(model.sample(batch_size=stop - start, **given, **kwargs))
     seconds = time.perf_counter() - started
     images = torch.cat(images).clamp(0, 1).permute(0, 2, 3, 1).mul(255).round().byte()
-    np.save(file, images.numpy())
+    np.save(file, images.cpu().numpy())
     return dict(seconds=seconds)
 
 
-class Results:
-    """Distances of what was drawn, kept in a file of the folder."""
+# how far a configuration is, in its folder
 
-    def __init__(self, args: argparse.Namespace):
+
+def _marks(folder: Path) -> dict[float, int]:
+    """The minutes of training that are saved, and the steps by then."""
+    file = folder / "marks.json"
+    return {float(minutes): steps for minutes, steps in json.loads(file.read_text()).items()} if file.exists() else {}
+
+
+def _newest_mark(folder: Path) -> float:
+    return max(_marks(folder), default=0.0)
+
+
+def _add_mark(folder: Path, minutes: float, steps: int) -> None:
+    partial = folder / "marks.json.partial"
+    partial.write_text(json.dumps(_marks(folder) | {minutes: steps}))
+    partial.replace(folder / "marks.json")
+
+
+def _as_file_name(name: str) -> str:
+    return re.sub(r"[^\w.]+", "-", name)
+
+
+class Comparison:
+    """Trains, draws and measures the configurations of a set, each as far as it is not done."""
+
+    def __init__(self, args: argparse.Namespace, configurations: list[Configuration]):
         self.args = args
-        self.file = args.folder / f"distances.{args.count}.json"
+        self.configurations = configurations
+        self.cores = max((os.cpu_count() or 1) // args.at_once, 1)
+        self.file = args.folder / f"results.{args.count}.json"
         self.rows = json.loads(self.file.read_text()) if self.file.exists() else {}
+        self.lock = Lock()
+        self.distance = distance_by(args)
 
-    def add(self, name: str, worker: Worker, **request) -> dict:
-        if name not in self.rows:
-            file = self.args.folder / "samples.npy"
-            row = worker.ask("draw", count=self.args.count, file=str(file), **request)
-            command = [*shlex.split(self.args.distance), str(self.args.folder / "real.npy"), str(file)]
-            printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-            row["distance"] = float(re.search(r"\d[\d.]*(e-?\d+)?", printed)[0])
+    def folder(self, configuration: Configuration) -> Path:
+        return self.args.folder / _as_file_name(configuration.name)
+
+    def run(self) -> None:
+        print(f"{'':44}{'minutes':>8}{'steps':>8}{'ms an image':>13}{'distance':>10}", flush=True)
+        if self.args.interleave:
+            workers = {}
+            for minutes in self.args.minutes:
+                for configuration in self.configurations:
+                    self.advance(configuration, [minutes], workers)
+            return
+        with ThreadPoolExecutor(self.args.at_once) as pool:
+            # all of them, so that an error shows
+            list(pool.map(lambda configuration: self.advance(configuration, self.args.minutes, {}), self.configurations))
+
+    def advance(self, configuration: Configuration, marks: list[float], workers: dict[str, Worker]) -> None:
+        """Trains a configuration up to marks and measures it at each; a worker of `workers` stays for later marks."""
+        folder = self.folder(configuration)
+        for minutes in marks:
+            wanted = self.wanted(configuration, minutes)
+            missing = {name: request for name, request in wanted.items() if name not in self.rows}
+            grid = folder / f"grid.{minutes:g}.npy"
+            trained = minutes in _marks(folder)
+            if not trained or missing or not grid.exists():
+                if configuration.name not in workers:
+                    workers[configuration.name] = self.worker(configuration, folder)
+                worker = workers[configuration.name]
+                if not trained:
+                    worker.ask("train", minutes=minutes)
+                elif minutes != _newest_mark(folder):
+                    raise SystemExit(f"{configuration.name} is trained further than {minutes:g} minutes: it cannot draw as of then")
+                worker.ask("draw", average=configuration.average, count=NUM_GRID_IMAGES, file=str(grid))
+                for name, request in missing.items():
+                    self.measure(name, worker, configuration, minutes, request)
+            for name in wanted:
+                self.show(self.rows[name])
+        if marks[-1] == self.args.minutes[-1] and configuration.name in workers:
+            workers.pop(configuration.name).close()
+
+    def worker(self, configuration: Configuration, folder: Path) -> Worker:
+        folder.mkdir(parents=True, exist_ok=True)
+        description = json.dumps(asdict(configuration))
+        (folder / "configuration.json").write_text(description)
+        arguments = ["--work", description, str(folder), str(self.args.images)]
+        path = self.args.peer if configuration.is_peer else OURS
+        return Worker(__file__, arguments, path, OMP_NUM_THREADS=str(self.cores))
+
+    def wanted(self, configuration: Configuration, minutes: float) -> dict[str, dict]:
+        """What is to be drawn at a mark: the name of a row, and what to ask for."""
+        samplings = configuration.samplings
+        if minutes != self.args.minutes[-1]:
+            # on the way only what is plain and fast
+            samplings = {} if configuration.is_peer else {"": {}}
+        return {f"{configuration.name}|{sampling}|{minutes:g}": request for sampling, request in samplings.items()}
+
+    def measure(self, name: str, worker: Worker, configuration: Configuration, minutes: float, request: dict) -> None:
+        sampling = name.split("|")[1]
+        samples = self.folder(configuration) / f"{_as_file_name(f'samples {sampling}'.strip())}.{minutes:g}.npy"
+        row = worker.ask("draw", **dict(average=configuration.average) | request, count=self.args.count, file=str(samples))
+        row |= dict(
+            configuration=configuration.name,
+            sampling=sampling,
+            minutes=minutes,
+            steps=_marks(self.folder(configuration))[minutes],
+            distance=self.distance(self.args.folder / f"real.{configuration.image_size}.npy", samples),
+        )
+        with self.lock:
             self.rows[name] = row
-            self.file.write_text(json.dumps(self.rows, indent=2))
-        row = self.rows[name]
-        print(f"{name:36}{row['steps']:15}{1000 * row['seconds'] / self.args.count:14.0f}{row['distance']:10.3f}", flush=True)
-        return row
+            partial = self.file.with_suffix(".partial")
+            partial.write_text(json.dumps(self.rows, indent=2))
+            partial.replace(self.file)
+
+    def show(self, row: dict) -> None:
+        name = ", ".join(filter(None, (row["configuration"], row["sampling"])))
+        speed = 1000 * row["seconds"] / self.args.count
+        print(f"{name:44}{row['minutes']:8g}{row['steps']:8}{speed:13.0f}{row['distance']:10.3f}", flush=True)
 
 
-def save_real(args: argparse.Namespace) -> None:
+def distance_by(args: argparse.Namespace) -> Callable[[Path, Path], float]:
+    """The distance of two files of images, real and generated ones."""
+    if args.distance:
+
+        def by_command(real: Path, generated: Path) -> float:
+            command = [*shlex.split(args.distance), str(real), str(generated)]
+            printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+            return float(re.search(r"\d[\d.]*(e-?\d+)?", printed)[0])
+
+        return by_command
+
+    import numpy as np
+    import torch
+
+    from autoregressive_diffusion_pytorch.evaluation import distances, features_of, load_feature_network
+
+    network = load_feature_network(args.features, torch.device("cpu"))
+
+    def by_features(real: Path, generated: Path) -> float:
+        images = [torch.from_numpy(np.load(file)).permute(0, 3, 1, 2) / 255 for file in (real, generated)]
+        features = [torch.cat([features_of(network, part)[0] for part in group.split(BATCH_SIZE)]) for group in images]
+        return distances(*features)["frechet_distance"]
+
+    return by_features
+
+
+def save_real(images: Path, image_size: int, file: Path) -> None:
     import numpy as np
 
     from autoregressive_diffusion_pytorch import ImageDataset
 
-    dataset = ImageDataset(args.images, IMAGE_SIZE, labels_from_folders=args.labels)
-    items = [dataset[i] for i in range(len(dataset))]
-    if args.labels:
-        items, labels = zip(*items, strict=True)
-        np.save(args.folder / "real_labels.npy", np.array(labels))
-    images = [image.permute(1, 2, 0).mul(255).round().byte().numpy() for image in items]
-    np.save(args.folder / "real.npy", np.stack(images))
+    dataset = ImageDataset(images, image_size)
+    np.save(file, np.stack([(image * 255).round().byte().permute(1, 2, 0).numpy() for image in dataset]))
 
 
-def compare(args: argparse.Namespace, results: Results) -> None:
-    for head in args.heads:
-        if args.peer:
-            weights = args.folder / f"peer-{head}.pt"
-            worker = Worker(__file__, ["--work", "peer", head], args.peer)
-            if not weights.exists():
-                worker.ask("train", images=str(args.images), minutes=args.minutes, weights=str(weights))
-            for kind in ("raw", "averaged"):
-                results.add(f"0.4.0, {head}, {kind} weights", worker, weights=str(weights), kind=kind)
-            worker.close()
-        run = train_ours(args, head)
-        worker = Worker(__file__, ["--work", "ours", head], OURS)
-        default = results.add(f"ours, {head}", worker, run=str(run))
-        results.add(f"ours, {head}, 4 x the steps", worker, run=str(run), num_steps=4 * default["num_steps"])
-        worker.close()
-
-
-def compare_labels(args: argparse.Namespace, results: Results) -> None:
-    real_labels = str(args.folder / "real_labels.npy")
-    for head in args.heads:
-        # at the same time, each on half of the cores: minutes are not equally fast
-        with ThreadPoolExecutor() as pool:
-            runs = list(pool.map(partial(train_ours, args, head, cores=max(os.cpu_count() // 2, 1)), (False, True)))
-        worker = Worker(__file__, ["--work", "ours", head], OURS)
-        for temperature in UNGUIDED_TEMPERATURES:
-            results.add(f"{head}, no labels, at {temperature}", worker, run=str(runs[0]), temperature=temperature)
-        for scale, temperature in GUIDANCE:
-            name = f"{head}, labels, guidance {scale}, at {temperature}"
-            guided = dict(real_labels=real_labels, guidance_scale=scale, temperature=temperature)
-            results.add(name, worker, run=str(runs[1]), **guided)
-        worker.close()
-
-
-def train_ours(args: argparse.Namespace, head: str, labels: bool = False, cores: int | None = None) -> Path:
-    run = args.folder / (f"{head}-labels" if labels else head)
-    if not (run / "checkpoints").exists():  # the one checkpoint is written at the end
-        shutil.rmtree(run, ignore_errors=True)
-        sizes = [f"--{name}={value}" for name, value in (SIZES | dict(image_size=IMAGE_SIZE, patch_size=PATCH_SIZE)).items()]
-        options = [*(size.replace("_", "-") for size in sizes), "--head", head, "--run", str(run), "--sample-every", str(10**9)]
-        options += ["--checkpoint-every", str(10**9), "--labels" if labels else "--no-labels"]
-        main = "from autoregressive_diffusion_pytorch.cli import main; main()"
-        command = [sys.executable, "-c", main, "train", str(args.images), "--minutes", str(args.minutes), *options]
-        threads = dict(OMP_NUM_THREADS=str(cores)) if cores else {}
-        subprocess.run(command, check=True, capture_output=True, env=environment(OURS) | threads)
-    return run
-
-
-def draw_curves(args: argparse.Namespace, results: Results) -> None:
-    from autoregressive_diffusion_pytorch import ElucidatedDiffusion, RectifiedFlow
-
-    curves = {}
-    head_classes = dict(diffusion=ElucidatedDiffusion, flow=RectifiedFlow)
-    for head in args.heads:
-        head_class = head_classes[head]
-        run = train_ours(args, head)
-        worker = Worker(__file__, ["--work", "ours", head], OURS)
-        for solver in head_class.NUM_SAMPLE_STEPS:
-            for num_steps in sorted({n // EVALUATIONS_A_STEP.get(solver, 1) for n in CURVE_EVALUATIONS}):
-                row = results.add(f"{head}, {solver}, {num_steps} steps", worker, run=str(run), solver=solver, num_steps=num_steps)
-                curves.setdefault(head, {}).setdefault(solver, []).append((row["evaluations"], row["distance"]))
-        worker.close()
-    if args.plot:
-        plot(curves, args.plot)
-
-
-def plot(curves: dict, file: Path) -> None:
+def plot(rows: list[dict], file: Path) -> None:
+    """The distance against evaluations of the network, a line for each solver."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(1, len(curves), figsize=(9, 3.6), sharey=True, layout="constrained")
-    for axis, (head, solvers) in zip(axes, curves.items(), strict=True):
-        for solver, points in solvers.items():
-            axis.plot(*zip(*points, strict=True), marker="o", markersize=4, label=solver)
-        axis.set(title=f"{head} head", xlabel="evaluations of the head's network for each token", xscale="log", yscale="log")
-        axis.set_xticks(CURVE_EVALUATIONS, map(str, CURVE_EVALUATIONS))
+    names = list(dict.fromkeys(row["configuration"] for row in rows))
+    figure, axes = pyplot.subplots(1, len(names), figsize=(9, 3.6), sharey=True, squeeze=False, layout="constrained")
+    for axis, name in zip(axes[0], names, strict=True):
+        curves = {}
+        for row in rows:
+            if row["configuration"] == name and row["sampling"]:
+                curves.setdefault(row["sampling"].split(",")[0], []).append((row["evaluations"], row["distance"]))
+        for solver, points in curves.items():
+            axis.plot(*zip(*sorted(points), strict=True), marker="o", markersize=4, label=solver)
+        axis.set(title=name, xlabel="evaluations of the head's network for each token", xscale="log", yscale="log")
+        axis.set_xticks(ticks := sorted({evaluations for points in curves.values() for evaluations, _ in points}), map(str, ticks))
         axis.minorticks_off()
         axis.legend()
-    axes[0].set_ylabel("distance to the real images")
-    axes[0].set_yticks(ticks := [2, 3, 5, 10, 20], map(str, ticks))
+    axes[0, 0].set_ylabel("distance to the real images")
     figure.savefig(file, dpi=120)
 
 
 def main() -> None:
     if sys.argv[1:2] == ["--work"]:
-        side, head = sys.argv[2:]
-        (work_as_peer if side == "peer" else work_as_ours)(head)
+        configuration, folder, images = sys.argv[2:]
+        configuration = Configuration(**json.loads(configuration))
+        (work_as_peer if configuration.is_peer else work_as_ours)(configuration, Path(folder), images)
         return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("set", choices=list(SETS), help="which configurations")
     parser.add_argument("--images", required=True, type=Path, metavar="FOLDER", help="images to train on")
-    parser.add_argument("--distance", required=True, metavar="COMMAND", help="measures the distance of two files of images")
+    measure = parser.add_mutually_exclusive_group(required=True)
+    measure.add_argument("--distance", metavar="COMMAND", help="measures the distance of two files of images")
+    measure.add_argument("--features", metavar="NETWORK", help="'inception', or a file: Fréchet distance in its features")
     parser.add_argument("--folder", required=True, type=Path, metavar="FOLDER", help="for the trained models and the results")
     parser.add_argument("--peer", type=Path, metavar="DIR", help="where version 0.4.0 is installed; without it, only ours")
-    parser.add_argument("--minutes", type=float, default=7.0, help="of training, for each model")
+    parser.add_argument("--minutes", type=float, nargs="+", default=[7.0], help="of training: samples are measured after each")
     parser.add_argument("--count", type=int, default=2000, help="samples for each figure")
-    parser.add_argument("--heads", nargs="+", choices=list(CLASSES), default=list(CLASSES))
-    parser.add_argument("--labels", action="store_true", help="with labels and guidance against without; a folder a class")
-    parser.add_argument("--curve", action="store_true", help="every solver at several numbers of steps")
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="picture of the curves")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="these configurations of the set, in this order")
+    parser.add_argument(
+        "--at-once", type=int, default=1, metavar="N", help="train so many at a time, each on its share of the cores"
+    )
+    parser.add_argument("--interleave", action="store_true", help="train all in turn, from mark to mark")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="picture of distances against evaluations")
     args = parser.parse_args()
+    if args.interleave and args.at_once > 1:
+        parser.error("--interleave and --at-once exclude each other")
+    args.minutes.sort()
 
+    available = {c.name: c for c in SETS[args.set] if args.peer or not c.is_peer}
+    if unknown := set(args.only or ()) - available.keys():
+        parser.error(f"--only: {sorted(unknown)} are not in {args.set}: {list(available)}")
+    configurations = [available[name] for name in args.only or available]
     args.folder.mkdir(parents=True, exist_ok=True)
-    if not (args.folder / ("real_labels.npy" if args.labels else "real.npy")).exists():
-        save_real(args)
-    print(f"{'':36}{'training steps':>15}{'ms an image':>14}{'distance':>10}")
-    (draw_curves if args.curve else compare_labels if args.labels else compare)(args, Results(args))
+    for image_size in {c.image_size for c in configurations}:
+        if not (file := args.folder / f"real.{image_size}.npy").exists():
+            save_real(args.images, image_size, file)
+    comparison = Comparison(args, configurations)
+    comparison.run()
+    if args.plot:
+        plot(list(comparison.rows.values()), args.plot)
 
 
 if __name__ == "__main__":

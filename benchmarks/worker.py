@@ -19,9 +19,12 @@ def environment(path: Path) -> dict[str, str]:
 
 
 class Worker:
-    """A script, run with the package of the folder `path`, whose `serve` answers what it is asked."""
+    """A script, run with the package of the folder `path`, whose `serve` answers what it is asked.
 
-    def __init__(self, script: str, arguments: list[str], path: Path):
+    Further arguments are variables of its environment.
+    """
+
+    def __init__(self, script: str, arguments: list[str], path: Path, **variables: str):
         self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed by `close`
         self.process = subprocess.Popen(
             [sys.executable, "-W", "ignore", script, *arguments],
@@ -29,7 +32,7 @@ class Worker:
             stdout=subprocess.PIPE,
             stderr=self.errors,
             text=True,
-            env=environment(path),
+            env=environment(path) | variables,
         )
 
     def ask(self, what: str, **arguments) -> dict:
