@@ -26,26 +26,24 @@ from autoregressive_diffusion_pytorch.run_folder import (
     write_config,
 )
 
+# the model, and the learning rate that suits it
+SIZES = {
+    "tiny": dict(dim=128, depth=4, heads=4, mlp_width=128, mlp_depth=3, learning_rate=2e-3),
+    "small": dict(dim=256, depth=6, heads=4, mlp_width=384, mlp_depth=3, learning_rate=1e-3),
+    "base": dict(dim=512, depth=12, heads=8, mlp_width=768, mlp_depth=3, learning_rate=5e-4),
+    "large": dict(dim=1024, depth=24, heads=16, mlp_width=1024, mlp_depth=6, learning_rate=3e-4),
+}
 # what to train where the command line says nothing else
-DIGITS = dict(
-    image_size=8, patch_size=2, channels=1, dim=128, depth=4, heads=4, mlp_width=128, batch_size=64, steps=1200, learning_rate=2e-3
-)
-FOLDER = dict(
-    image_size=64,
-    patch_size=8,
-    channels=3,
-    dim=256,
-    depth=6,
-    heads=4,
-    mlp_width=384,
-    batch_size=32,
-    steps=50000,
-    learning_rate=1e-3,
-)
+DIGITS = dict(size="tiny", image_size=8, patch_size=2, channels=1, batch_size=64, steps=1200)
+FOLDER = dict(size="small", image_size=64, patch_size=8, channels=3, batch_size=32, steps=50000)
 
 
 def _by_source(name: str) -> str:
     return f"[default: {DIGITS[name]} for digits, {FOLDER[name]} for a folder]"
+
+
+def _by_size(name: str) -> str:
+    return f"[default: {', '.join(f'{size[name]:g} {key}' for key, size in SIZES.items())}]"
 
 
 @click.group()
@@ -74,11 +72,13 @@ main.add_command(evaluate)
     show_default=True,
     help="Learn what to draw: one class for each folder in SOURCE, or the digits 0 to 9.",
 )
-@click.option("--dim", type=click.IntRange(1), help=f"Width of the transformer. {_by_source('dim')}")
-@click.option("--depth", type=click.IntRange(1), help=f"Layers of the transformer. {_by_source('depth')}")
-@click.option("--heads", type=click.IntRange(1), help=f"Attention heads of the transformer. {_by_source('heads')}")
-@click.option("--mlp-width", type=click.IntRange(1), help=f"Width of the head's network. {_by_source('mlp_width')}")
-@click.option("--mlp-depth", type=click.IntRange(1), default=3, show_default=True, help="Blocks of the head's network.")
+@click.option("--size", type=click.Choice(list(SIZES)), help=f"Of the model, and with it all of the next six. {_by_source('size')}")
+@click.option("--dim", type=click.IntRange(1), help=f"Width of the transformer. {_by_size('dim')}")
+@click.option("--depth", type=click.IntRange(1), help=f"Layers of the transformer. {_by_size('depth')}")
+@click.option("--heads", type=click.IntRange(1), help=f"Attention heads of the transformer. {_by_size('heads')}")
+@click.option("--mlp-width", type=click.IntRange(1), help=f"Width of the head's network. {_by_size('mlp_width')}")
+@click.option("--mlp-depth", type=click.IntRange(1), help=f"Blocks of the head's network. {_by_size('mlp_depth')}")
+@click.option("--learning-rate", type=click.FloatRange(0, min_open=True), help=f"Highest one. {_by_size('learning_rate')}")
 @click.option("--noise-draws", type=click.IntRange(1), default=4, show_default=True, help="Noise draws for each token and step.")
 @click.option("--steps", type=click.IntRange(1), help=f"Training steps. {_by_source('steps')}")
 @click.option(
@@ -87,9 +87,6 @@ main.add_command(evaluate)
 @click.option("--minutes", type=click.FloatRange(0, min_open=True), help="End after this time, even if steps are left.")
 @click.option("--batch-size", type=click.IntRange(1), help=f"Images that each process reads at once. {_by_source('batch_size')}")
 @click.option("--accumulate", type=click.IntRange(1), default=1, show_default=True, help="Batches a step.")
-@click.option(
-    "--learning-rate", type=click.FloatRange(0, min_open=True), help=f"Highest learning rate. {_by_source('learning_rate')}"
-)
 @click.option(
     "--lr-schedule",
     type=click.Choice(["constant", "cosine"]),
@@ -145,7 +142,8 @@ def train(source: str, run_folder: Path | None, **options) -> None:
         if options["steps"] is not None:
             raise click.UsageError("--steps and --epochs exclude each other")
         preset = preset | dict(steps=None)
-    options |= {name: value for name, value in preset.items() if options[name] is None}
+    for defaults in (preset, SIZES[options["size"] or preset["size"]]):
+        options |= {name: value for name, value in defaults.items() if options[name] is None}
     if source == "digits" and (options["image_size"], options["channels"]) != (8, 1):
         raise click.UsageError("the digits are grey images of 8 x 8 pixels: leave out --image-size and --channels")
     if source != "digits":

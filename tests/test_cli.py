@@ -3,6 +3,7 @@ import os
 import signal
 import subprocess
 import sys
+from itertools import pairwise
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from PIL import Image
 
 from autoregressive_diffusion_pytorch import ImageAutoregressiveFlow, ImageTrainer
 from autoregressive_diffusion_pytorch.checkpoints import best_checkpoint, newest_checkpoint, read_manifest
-from autoregressive_diffusion_pytorch.cli import main
+from autoregressive_diffusion_pytorch.cli import SIZES, main
 from autoregressive_diffusion_pytorch.image_trainer import best_precision
 
 
@@ -103,6 +104,34 @@ def test_trains_on_a_folder(call, flowers, tmp_path):
     assert config["classes"] is None
     assert config["model"]["model"]["flow_kwargs"] == dict(num_noise_draws=1)
     succeeded(call("sample", "my/run", "--count", 1, "--steps", 1))
+
+
+SMALLEST = ("--image-size", 8, "--patch-size", 4, "--batch-size", 2, "--steps", 1, "--sample-every", 9)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ((), dict(dim=256, depth=6, heads=4, mlp_width=384, mlp_depth=3, learning_rate=1e-3)),
+        (("--size", "tiny"), dict(dim=128, depth=4, heads=4, mlp_width=128, mlp_depth=3, learning_rate=2e-3)),
+        (
+            ("--size", "tiny", "--depth", 1, "--learning-rate", 0.1),
+            dict(dim=128, depth=1, heads=4, mlp_width=128, mlp_depth=3, learning_rate=0.1),
+        ),
+    ],
+)
+def test_a_size_is_a_width_a_depth_and_all_that_goes_with_them(call, flowers, tmp_path, options, expected):
+    succeeded(call("train", flowers, *SMALLEST, *options, "--run", "run"))
+    config = json.loads((tmp_path / "run/config.json").read_text())
+    given = config["model"]["model"] | config["trainer"]
+    assert {name: given[name] for name in expected} == expected
+
+
+def test_each_size_is_larger_than_the_one_before():
+    sizes = list(SIZES.values())
+    for smaller, larger in pairwise(sizes):
+        assert all(smaller[name] <= larger[name] for name in ("dim", "depth", "heads", "mlp_width", "mlp_depth"))
+        assert smaller["learning_rate"] > larger["learning_rate"]
 
 
 @pytest.fixture
@@ -304,7 +333,7 @@ def test_a_damaged_image_is_named_or_left_out(call, flowers):
 @pytest.mark.parametrize("command", [[], ["train"], ["resume"], ["sample"], ["complete"]])
 def test_help_comes_fast_and_explains_every_option(command):
     code = (
-        "import sys; from autoregressive_diffusion_pytorch.cli import main\n"
+        "import sys; from autoregressive_diffusion_pytorch.cli import SIZES, main\n"
         f"try: main({[*command, '--help']})\n"
         "finally: assert 'torch' not in sys.modules"
     )
