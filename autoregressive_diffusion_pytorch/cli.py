@@ -34,8 +34,8 @@ SIZES = {
     "large": dict(dim=1024, depth=24, heads=16, mlp_width=1024, mlp_depth=6, learning_rate=3e-4),
 }
 # what to train where the command line says nothing else
-DIGITS = dict(size="tiny", image_size=8, patch_size=2, channels=1, batch_size=64, steps=1200)
-FOLDER = dict(size="small", image_size=64, patch_size=8, channels=3, batch_size=32, steps=50000)
+DIGITS = dict(size="tiny", image_size=8, patch_size=2, channels=1, noise_draws=4, batch_size=64, steps=1200)
+FOLDER = dict(size="small", image_size=64, patch_size=8, channels=3, noise_draws=2, batch_size=16, steps=50000)
 
 
 def _by_source(name: str) -> str:
@@ -79,7 +79,7 @@ main.add_command(evaluate)
 @click.option("--mlp-width", type=click.IntRange(1), help=f"Width of the head's network. {_by_size('mlp_width')}")
 @click.option("--mlp-depth", type=click.IntRange(1), help=f"Blocks of the head's network. {_by_size('mlp_depth')}")
 @click.option("--learning-rate", type=click.FloatRange(0, min_open=True), help=f"Highest one. {_by_size('learning_rate')}")
-@click.option("--noise-draws", type=click.IntRange(1), default=4, show_default=True, help="Noise draws for each token and step.")
+@click.option("--noise-draws", type=click.IntRange(1), help=f"Noise draws for each token and step. {_by_source('noise_draws')}")
 @click.option("--steps", type=click.IntRange(1), help=f"Training steps. {_by_source('steps')}")
 @click.option(
     "--epochs", type=click.FloatRange(0, min_open=True), help="Train until each image was seen so often, instead of --steps."

@@ -23,194 +23,19 @@ import json
 import os
 import re
 import shlex
-import shutil
 import subprocess
-import sys
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from threading import Lock
 
-from configurations import SETS, SIZES, Configuration
-from worker import CLASSES, OURS, Worker, serve
+import quality_worker
+from configurations import SETS
+from quality_worker import BATCH_SIZE, Configuration, marks, newest_mark
+from worker import OURS, Worker
 
-BATCH_SIZE = 250  # of sampling
 NUM_GRID_IMAGES = 64  # drawn at each mark, for `gallery.py`
-
-
-class TimeIsUp(Exception):
-    pass
-
-
-class UntilDeadline:
-    """A dataset that ends the training which reads it."""
-
-    def __init__(self, dataset):
-        self.dataset = dataset
-        self.deadline = 0.0
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, index):
-        if time.monotonic() > self.deadline:
-            raise TimeIsUp
-        return self.dataset[index]
-
-
-def work_as_peer(configuration: Configuration, folder: Path, images: str) -> None:
-    """A worker with version 0.4.0 and its trainer's defaults."""
-    import torch
-
-    import autoregressive_diffusion_pytorch as package
-
-    torch.manual_seed(configuration.seed)
-    model = getattr(package, CLASSES[configuration.head])(
-        model=SIZES | configuration.model, image_size=configuration.image_size, patch_size=configuration.patch_size
-    )
-    dataset = UntilDeadline(package.ImageDataset(images, configuration.image_size))
-    never = dict(num_train_steps=10**9, save_results_every=10**9, checkpoint_every=10**9)
-    trainer = package.ImageTrainer(
-        model, dataset=dataset, checkpoints_folder=folder, results_folder=folder, **never, **configuration.trainer
-    )
-    averages = dict(raw=model, averaged=trainer.ema_model.ema_model)
-    newest = _newest_mark(folder)
-    if newest:  # its own checkpoints leave out the optimiser
-        saved = torch.load(folder / f"{newest:g}.pt", weights_only=True)
-        model.load_state_dict(saved["model"])
-        trainer.ema_model.load_state_dict(saved["average"])
-        trainer.optimizer.load_state_dict(saved["optimizer"])
-
-    def train(minutes: float) -> dict:
-        dataset.deadline = time.monotonic() + 60 * (minutes - _newest_mark(folder))
-        try:
-            trainer()
-        except TimeIsUp:
-            pass
-        state = dict(model=model, average=trainer.ema_model, optimizer=trainer.optimizer)
-        torch.save({name: part.state_dict() for name, part in state.items()}, folder / f"{minutes:g}.pt")
-        _add_mark(folder, minutes, steps=int(trainer.ema_model.step))
-        return {}
-
-    def draw(average: str, count: int, file: str) -> dict:
-        return _draw(averages[average], count, file)
-
-    serve(train=train, draw=draw)
-
-
-def work_as_ours(configuration: Configuration, folder: Path, images: str) -> None:
-    """A worker with this library."""
-    import torch
-    import variants
-    from ema_pytorch.post_hoc_ema import KarrasEMA
-
-    import autoregressive_diffusion_pytorch as package
-    from autoregressive_diffusion_pytorch.checkpoints import list_checkpoints, step_of
-
-    torch.manual_seed(configuration.seed)
-    dataset = package.ImageDataset(
-        images, configuration.image_size, labels_from_folders=configuration.labels, **configuration.dataset
-    )
-    head_kwargs = {f"{configuration.head}_kwargs": configuration.head_kwargs}
-    model = getattr(package, CLASSES[configuration.head])(
-        model=SIZES | configuration.model | head_kwargs,
-        image_size=configuration.image_size,
-        patch_size=configuration.patch_size,
-        num_classes=len(dataset.classes) if configuration.labels else None,
-        **configuration.image,
-    )
-    if configuration.variant:
-        model = getattr(variants, configuration.variant)(model, dataset)
-    newest = _newest_mark(folder)
-    for checkpoint in list_checkpoints(folder / "checkpoints"):
-        if step_of(checkpoint) > _marks(folder).get(newest, 0):
-            shutil.rmtree(checkpoint)  # of a training that was ended between marks: its time is not known
-    trainer = package.ImageTrainer(
-        model,
-        dataset=dataset,
-        seed=configuration.seed,
-        checkpoints_folder=folder / "checkpoints",
-        results_folder=folder / "progress",
-        num_samples=1,  # its grids are not needed
-        log_with=None,
-        resume=newest > 0,
-        **dict(save_results_every=10**9, checkpoint_every=10**9, keep_last=2) | configuration.trainer,
-    )
-    if configuration.trainer_variant:
-        getattr(variants, configuration.trainer_variant)(trainer)
-    averages = {"": trainer.ema.ema_model, "raw": model}
-    # other lengths of the average, of Karras et al. 2024 (https://arxiv.org/abs/2312.02696), beside the trainer's own
-    others = {str(width): KarrasEMA(model, sigma_rel=width, update_every=1) for width in configuration.average_widths}
-    averages |= {name: other.ema_model for name, other in others.items()}
-    others_file = folder / "averages.pt"
-    if newest and others:
-        for name, state in torch.load(others_file, weights_only=True).items():
-            others[name].load_state_dict(state)
-    update = trainer.ema.update
-
-    def update_all() -> None:
-        update()
-        for other in others.values():
-            other.update()
-
-    trainer.ema.update = update_all
-
-    def train(minutes: float) -> dict:
-        trainer.max_minutes = minutes - _newest_mark(folder)
-        trainer()
-        torch.save({name: other.state_dict() for name, other in others.items()}, others_file)
-        _add_mark(folder, minutes, steps=trainer.step)
-        return {}
-
-    def draw(average: str, count: int, file: str, **sampling) -> dict:
-        labels = None
-        if configuration.labels:
-            # each as often as among the real images
-            every = torch.tensor([label for _, label in dataset])
-            labels = every[torch.arange(count) * len(every) // count]
-        steps = {name: sampling.get(name) for name in ("num_steps", "solver")}
-        evaluations = averages[average].model.head.num_evaluations(**steps)
-        return _draw(averages[average], count, file, labels, **sampling) | dict(evaluations=evaluations)
-
-    serve(train=train, draw=draw)
-
-
-def _draw(model, count: int, file: str, labels=None, **kwargs) -> dict:
-    import numpy as np
-    import torch
-
-    torch.manual_seed(1)
-    started = time.perf_counter()
-    images = []
-    for start in range(0, count, BATCH_SIZE):
-        stop = min(start + BATCH_SIZE, count)
-        given = {} if labels is None else dict(labels=labels[start:stop])
-        images.append(model.sample(batch_size=stop - start, **given, **kwargs))
-    seconds = time.perf_counter() - started
-    images = torch.cat(images).clamp(0, 1).permute(0, 2, 3, 1).mul(255).round().byte()
-    np.save(file, images.cpu().numpy())
-    return dict(seconds=seconds)
-
-
-# how far a configuration is, in its folder
-
-
-def _marks(folder: Path) -> dict[float, int]:
-    """The minutes of training that are saved, and the steps by then."""
-    file = folder / "marks.json"
-    return {float(minutes): steps for minutes, steps in json.loads(file.read_text()).items()} if file.exists() else {}
-
-
-def _newest_mark(folder: Path) -> float:
-    return max(_marks(folder), default=0.0)
-
-
-def _add_mark(folder: Path, minutes: float, steps: int) -> None:
-    partial = folder / "marks.json.partial"
-    partial.write_text(json.dumps(_marks(folder) | {minutes: steps}))
-    partial.replace(folder / "marks.json")
 
 
 def _as_file_name(name: str) -> str:
@@ -251,14 +76,14 @@ class Comparison:
             wanted = self.wanted(configuration, minutes)
             missing = {name: request for name, request in wanted.items() if name not in self.rows}
             grid = folder / f"grid.{minutes:g}.npy"
-            trained = minutes in _marks(folder)
+            trained = minutes in marks(folder)
             if not trained or missing or not grid.exists():
                 if configuration.name not in workers:
                     workers[configuration.name] = self.worker(configuration, folder)
                 worker = workers[configuration.name]
                 if not trained:
                     worker.ask("train", minutes=minutes)
-                elif minutes != _newest_mark(folder):
+                elif minutes != newest_mark(folder):
                     raise SystemExit(f"{configuration.name} is trained further than {minutes:g} minutes: it cannot draw as of then")
                 worker.ask("draw", average=configuration.average, count=NUM_GRID_IMAGES, file=str(grid))
                 for name, request in missing.items():
@@ -272,9 +97,9 @@ class Comparison:
         folder.mkdir(parents=True, exist_ok=True)
         description = json.dumps(asdict(configuration))
         (folder / "configuration.json").write_text(description)
-        arguments = ["--work", description, str(folder), str(self.args.images)]
+        arguments = [description, str(folder), str(self.args.images)]
         path = self.args.peer if configuration.is_peer else OURS
-        return Worker(__file__, arguments, path, OMP_NUM_THREADS=str(self.cores))
+        return Worker(quality_worker.__file__, arguments, path, OMP_NUM_THREADS=str(self.cores))
 
     def wanted(self, configuration: Configuration, minutes: float) -> dict[str, dict]:
         """What is to be drawn at a mark: the name of a row, and what to ask for."""
@@ -292,7 +117,7 @@ class Comparison:
             configuration=configuration.name,
             sampling=sampling,
             minutes=minutes,
-            steps=_marks(self.folder(configuration))[minutes],
+            steps=marks(self.folder(configuration))[minutes],
             distance=self.distance(self.args.folder / f"real.{configuration.image_size}.npy", samples),
         )
         with self.lock:
@@ -367,11 +192,6 @@ def plot(rows: list[dict], file: Path) -> None:
 
 
 def main() -> None:
-    if sys.argv[1:2] == ["--work"]:
-        configuration, folder, images = sys.argv[2:]
-        configuration = Configuration(**json.loads(configuration))
-        (work_as_peer if configuration.is_peer else work_as_ours)(configuration, Path(folder), images)
-        return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("set", choices=list(SETS), help="which configurations")
     parser.add_argument("--images", required=True, type=Path, metavar="FOLDER", help="images to train on")

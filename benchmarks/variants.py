@@ -183,3 +183,27 @@ def muon(trainer: ImageTrainer) -> None:
     groups = [dict(params=inner, orthogonal=True, weight_decay=0.02), dict(params=others, weight_decay=0.0)]
     optimizer = Muon(groups, lr=1e-3, betas=(0.9, 0.99))
     trainer.optimizer = trainer.accelerator.prepare_optimizer(optimizer)
+
+
+def few_time_features(model: ImageAutoregressive, dataset) -> Module:
+    net = model.model.head.net
+
+    class Few(MLP):
+        NUM_TIME_FEATURES = 64
+
+    model.model.head.net = Few(net.dim_cond, net.dim_input, depth=len(net.blocks), width=net.proj_in.out_features)
+    return model
+
+
+def stratified_times(model: ImageAutoregressive, dataset) -> Module:
+    """The draws of a token at times of as many parts of the distribution."""
+    head = model.model.head
+
+    class Stratified(type(head)):
+        def draw_times(self, like: Tensor) -> Tensor:
+            parts = torch.arange(len(like)).view(-1, *(1,) * (like.ndim - 1))
+            uniform = (torch.rand_like(like) + parts) / len(like)
+            return torch.sigmoid(self.logit_mean + self.logit_std * torch.special.ndtri(uniform.clamp(1e-6, 1 - 1e-6)))
+
+    head.__class__ = Stratified
+    return model

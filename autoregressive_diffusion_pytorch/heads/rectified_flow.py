@@ -58,7 +58,7 @@ class RectifiedFlow(Head):
         num_sample_steps: int | None = None,
         model_output_clean: bool = True,
         sigma_data: float = 0.5,
-        time_distribution: Literal["uniform", "logit_normal"] = "uniform",
+        time_distribution: Literal["uniform", "logit_normal"] = "logit_normal",
         logit_mean: float = 0.0,
         logit_std: float = 1.0,
         clamp_during_sampling: bool | Literal["guided"] = False,
