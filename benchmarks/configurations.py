@@ -63,7 +63,7 @@ def ablations() -> list[Configuration]:
         change("modulation by block", variant="modulation_by_block"),
         change("64 features of the time", variant="few_time_features"),
         change("times even", head_kwargs=dict(time_distribution="uniform")),
-        *(change(f"times around {mean}", head_kwargs=dict(logit_mean=mean)) for mean in (-0.5, 0.5)),
+        *(change(f"times around {mean}", head_kwargs=dict(logit_mean=mean)) for mean in (-1.0, -0.5, 0.5)),
         *(change(f"times spread {std}", head_kwargs=dict(logit_std=std)) for std in (0.75, 1.5)),
         change("times stratified", variant="stratified_times"),
         change("velocity", head_kwargs=dict(model_output_clean=False)),
@@ -97,7 +97,7 @@ def ablations() -> list[Configuration]:
         ),
         # the other head
         change("diffusion", head="diffusion"),
-        *(change(f"diffusion, P_mean {mean}", head="diffusion", head_kwargs=dict(P_mean=mean)) for mean in (-0.8, -0.4)),
+        *(change(f"diffusion, P_mean {mean}", head="diffusion", head_kwargs=dict(P_mean=mean)) for mean in (-0.8, -0.4, 0.0, 0.4)),
         *(change(f"diffusion, P_std {std}", head="diffusion", head_kwargs=dict(P_std=std)) for std in (1.0, 1.5)),
     ]
 

@@ -32,7 +32,7 @@ from threading import Lock
 
 import quality_worker
 from configurations import SETS
-from quality_worker import BATCH_SIZE, Configuration, marks, newest_mark
+from quality_worker import BATCH_SIZE, Configuration, marks_of, newest_mark
 from worker import OURS, Worker
 
 NUM_GRID_IMAGES = 64  # drawn at each mark, for `gallery.py`
@@ -76,7 +76,7 @@ class Comparison:
             wanted = self.wanted(configuration, minutes)
             missing = {name: request for name, request in wanted.items() if name not in self.rows}
             grid = folder / f"grid.{minutes:g}.npy"
-            trained = minutes in marks(folder)
+            trained = minutes in marks_of(folder)
             if not trained or missing or not grid.exists():
                 if configuration.name not in workers:
                     workers[configuration.name] = self.worker(configuration, folder)
@@ -117,7 +117,7 @@ class Comparison:
             configuration=configuration.name,
             sampling=sampling,
             minutes=minutes,
-            steps=marks(self.folder(configuration))[minutes],
+            steps=marks_of(self.folder(configuration))[minutes],
             distance=self.distance(self.args.folder / f"real.{configuration.image_size}.npy", samples),
         )
         with self.lock:

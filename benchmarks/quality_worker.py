@@ -135,7 +135,7 @@ def work_as_ours(configuration: Configuration, folder: Path, images: str) -> Non
         model = getattr(variants, configuration.variant)(model, dataset)
     newest = newest_mark(folder)
     for checkpoint in list_checkpoints(folder / "checkpoints"):
-        if step_of(checkpoint) > marks(folder).get(newest, 0):
+        if step_of(checkpoint) > marks_of(folder).get(newest, 0):
             shutil.rmtree(checkpoint)  # of a training that was ended between marks: its time is not known
     trainer = package.ImageTrainer(
         model,
@@ -207,19 +207,19 @@ def _draw(model, count: int, file: str, labels=None, **kwargs) -> dict:
 # how far a configuration is, in its folder
 
 
-def marks(folder: Path) -> dict[float, int]:
+def marks_of(folder: Path) -> dict[float, int]:
     """The minutes of training that are saved, and the steps by then."""
     file = folder / "marks.json"
     return {float(minutes): steps for minutes, steps in json.loads(file.read_text()).items()} if file.exists() else {}
 
 
 def newest_mark(folder: Path) -> float:
-    return max(marks(folder), default=0.0)
+    return max(marks_of(folder), default=0.0)
 
 
 def add_mark(folder: Path, minutes: float, steps: int) -> None:
     partial = folder / "marks.json.partial"
-    partial.write_text(json.dumps(marks(folder) | {minutes: steps}))
+    partial.write_text(json.dumps(marks_of(folder) | {minutes: steps}))
     partial.replace(folder / "marks.json")
 
 
