@@ -157,7 +157,7 @@ class ImageTrainer:
         max_minutes: float | None = None,
         learning_rate: float = 3e-4,
         lr_schedule: Literal["constant", "cosine"] = "constant",
-        warmup_steps: int = 100,
+        warmup_steps: int = 20,
         batch_size: int = 16,
         max_grad_norm: float = 1.0,
         nonfinite: Literal["stop", "skip"] = "stop",

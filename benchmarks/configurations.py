@@ -96,9 +96,10 @@ def ablations() -> list[Configuration]:
             samplings={"": {}, **{f"width {width}": dict(average=str(width)) for width in widths}},
         ),
         # the other head
-        change("diffusion", head="diffusion"),
-        *(change(f"diffusion, P_mean {mean}", head="diffusion", head_kwargs=dict(P_mean=mean)) for mean in (-0.8, -0.4, 0.0, 0.4)),
-        *(change(f"diffusion, P_std {std}", head="diffusion", head_kwargs=dict(P_std=std)) for std in (1.0, 1.5)),
+        *(
+            change(f"diffusion, P_mean {mean}, P_std {std}", head="diffusion", head_kwargs=dict(P_mean=mean, P_std=std))
+            for mean, std in ((-1.2, 1.2), (-0.8, 1.2), (-0.4, 1.2), (0.0, 1.2), (0.4, 1.2), (-0.4, 1.0), (0.0, 1.0))
+        ),
     ]
 
 
