@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+from quality_worker import marks_of
 
 PADDING = 2  # pixels between images
 MARGIN = 12  # around blocks
@@ -52,10 +53,6 @@ def table(blocks: list[list[Image.Image]], columns: list[str], rows: list[str]) 
     return picture
 
 
-def marks_of(folder: Path) -> list[float]:
-    return sorted(float(grid.name.removeprefix("grid.").removesuffix(".npy")) for grid in folder.glob("grid.*.npy"))
-
-
 def folders_of(args: argparse.Namespace) -> dict[str, Path]:
     """The folders of configurations, by name."""
     named = {json.loads(file.read_text())["name"]: file.parent for file in sorted(args.folder.glob("*/configuration.json"))}
@@ -64,7 +61,7 @@ def folders_of(args: argparse.Namespace) -> dict[str, Path]:
 
 def draw_progress(args: argparse.Namespace) -> None:
     folders = folders_of(args)
-    minutes = args.minutes or marks_of(next(iter(folders.values())))
+    minutes = args.minutes or sorted(marks_of(next(iter(folders.values()))))
     count = args.columns**2
     blocks = [
         [block(np.load(folder / f"grid.{minute:g}.npy")[:count], args.columns, args.scale) for minute in minutes]

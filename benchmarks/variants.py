@@ -45,13 +45,6 @@ def rotary_2d(model: ImageAutoregressive, dataset) -> Module:
     return model
 
 
-def without_learned_positions(model: ImageAutoregressive, dataset) -> Module:
-    for table in model.model.backbone.positions.tables:
-        nn.init.zeros_(table)
-        table.requires_grad_(False)
-    return model
-
-
 class WithPositions(Module):
     """A backbone whose outputs are told their position once more, as before the denoiser of Li et al. 2024."""
 

@@ -333,7 +333,7 @@ def test_a_damaged_image_is_named_or_left_out(call, flowers):
 @pytest.mark.parametrize("command", [[], ["train"], ["resume"], ["sample"], ["complete"]])
 def test_help_comes_fast_and_explains_every_option(command):
     code = (
-        "import sys; from autoregressive_diffusion_pytorch.cli import SIZES, main\n"
+        "import sys; from autoregressive_diffusion_pytorch.cli import main\n"
         f"try: main({[*command, '--help']})\n"
         "finally: assert 'torch' not in sys.modules"
     )
