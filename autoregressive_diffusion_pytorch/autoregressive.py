@@ -224,7 +224,7 @@ class Autoregressive(Module, Pretrained):
             seq_len: tokens to draw, the prompt's included; by default `max_seq_len`.
             compile: compile the transformer's step and the head's loop with `torch.compile`: minutes at first, faster then. What
                 cannot be compiled runs as without, after one warning.
-            num_steps, solver, temperature, generator: as of `Head.sampler`. The same seed gives the same result.
+            num_steps, solver, temperature, context_guidance, generator: as of `Head.sampler`. The same seed gives the same result.
 
         Returns:
             Tokens (b n d), the prompt's first, in single precision or the weights', whichever is higher.

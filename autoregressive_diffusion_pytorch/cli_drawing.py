@@ -49,6 +49,11 @@ def _sampling_options(default_count: int, counted: str):
             metavar="LOW HIGH",
             help="Guide only between these noise levels. [default: at all]",
         ),
+        click.option(
+            "--context-guidance",
+            type=click.FloatRange(0),
+            help="Above 1 to follow what is drawn already more closely, 1 for what the model has learned. [default: the model's]",
+        ),
         click.option("--solver", help="Solver of the head's sampler, such as euler, midpoint or dpmpp_2m. [default: the model's]"),
         click.option("--steps", type=click.IntRange(1), help="Steps of the solver for each token. [default: as many as suit it]"),
         click.option("--temperature", type=click.FloatRange(0), default=1.0, show_default=True, help="Below 1 for less variety."),
@@ -139,6 +144,7 @@ class _SamplingRun:
         guidance: float,
         guidance_schedule: str,
         guidance_interval: tuple[float, float] | None,
+        context_guidance: float | None,
         solver: str | None,
         steps: int | None,
         temperature: float,
@@ -165,7 +171,8 @@ class _SamplingRun:
 
         self.classes = config["classes"]
         guided = dict(guidance_scale=guidance, guidance_schedule=guidance_schedule, guidance_interval=guidance_interval)
-        self.sample_kwargs = dict(solver=solver, num_steps=steps, temperature=temperature, compile=compile, **guided)
+        plain = dict(solver=solver, num_steps=steps, temperature=temperature, context_guidance=context_guidance)
+        self.sample_kwargs = dict(compile=compile, **plain, **guided)
         try:
             unconditional = Guidance(guidance, guidance_schedule, guidance_interval).is_unconditional
             self.labels = self._labels(names, unconditional)

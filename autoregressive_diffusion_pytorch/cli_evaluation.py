@@ -36,6 +36,7 @@ CURVE = (4, 8, 16, 32, 64)  # evaluations of the head's network
 )
 @click.option("--count", type=click.IntRange(1), help="Images to generate for the distances. [default: as many as of SOURCE]")
 @click.option("--guidance", type=click.FloatRange(0), default=1.0, show_default=True, help="Of the generated images, as in sample.")
+@click.option("--context-guidance", type=click.FloatRange(0), help="Of the generated images, as in sample. [default: the model's]")
 @click.option("--temperature", type=click.FloatRange(0), default=1.0, show_default=True, help="Of the generated images.")
 @click.option("--solver", help="Solver of the generated images. [default: the model's]")
 @click.option("--steps", type=click.IntRange(1), help="Steps of that solver for each token. [default: as many as suit it]")
@@ -94,6 +95,7 @@ def _report(
     features: str,
     count: int | None,
     guidance: float,
+    context_guidance: float | None,
     temperature: float,
     solver: str | None,
     steps: int | None,
@@ -108,6 +110,9 @@ def _report(
     from autoregressive_diffusion_pytorch.evaluation import evaluate
     from autoregressive_diffusion_pytorch.evaluation_plots import need_matplotlib, plot_curve
 
+    sample_kwargs = dict(
+        guidance_scale=guidance, context_guidance=context_guidance, temperature=temperature, solver=solver, num_steps=steps
+    )
     folder, output = _checkpoint_and_output(run_folder, checkpoint, output, "report", ".json")
     try:
         # what is wrong is told before hours of work
@@ -125,14 +130,14 @@ def _report(
             batch_size=batch_size,
             seed=seed,
             progress=accelerator.is_main_process,
-            sample_kwargs=dict(guidance_scale=guidance, temperature=temperature, solver=solver, num_steps=steps),
+            sample_kwargs=sample_kwargs,
             solver_kwargs=dict(divergence=divergence, num_probes=probes, rtol=tolerance, atol=tolerance),
         )
     except (ValueError, TypeError, OSError, ModuleNotFoundError, FloatingPointError) as error:
         raise click.ClickException(str(error)) from error
     if not accelerator.is_main_process:
         return
-    sampling = dict(features=features, guidance_scale=guidance, temperature=temperature, solver=solver, num_steps=steps)
+    sampling = dict(features=features, **sample_kwargs)
     asked = dict(checkpoint=folder.name, source=source or "held out", seed=seed, batch_size=batch_size)
     report = asked | dict(sampling=sampling if "generated" in report else None) | report
     write_whole(output, json.dumps(report, indent=2, allow_nan=False))

@@ -248,7 +248,7 @@ def check_guidance_interval(interval: tuple[float, float] | None) -> tuple[float
     return pair
 
 
-def guide(unconditional: Tensor, conditional: Tensor, scale: Tensor) -> Tensor:
+def guide(unconditional: Tensor, conditional: Tensor, scale: Tensor | float) -> Tensor:
     """unconditional + scale · (conditional - unconditional), exact at scales 0 and 1.
 
     Ho & Salimans 2022, eq. 6, whose w is `scale - 1`.

@@ -17,6 +17,7 @@ from autoregressive_diffusion_pytorch.checks import as_height_and_width, as_tens
 from autoregressive_diffusion_pytorch.pretrained import Pretrained
 from autoregressive_diffusion_pytorch.processes import map_over_processes
 
+CONTEXT_DROP_PROB = 0.1
 VALUE_INTERVAL = 2 / 255  # between neighbouring 8-bit values, in the range of tokens
 
 
@@ -42,8 +43,10 @@ class ImageAutoregressive(Module, Pretrained):
             share of noise drawn evenly from 0 to this number: so it learns to go on from its own, imperfect tokens.
         num_classes: number of labels to tell it what to draw, none by default.
         dim_cond: width of vectors to tell it what to draw, none by default.
-        model: arguments of the sequence model, but for `dim_input` and `max_seq_len`, which follow from the sizes. Its head holds
-            tokens in the range of images while sampling with guidance, unless told otherwise (`clamp_during_sampling`).
+        model: arguments of the sequence model, but for `dim_input` and `max_seq_len`, which follow from the sizes. Its head learns
+            to do without context for `CONTEXT_DROP_PROB` of the tokens and draws with context guidance, and holds tokens in the
+            range of images where guidance would push them out, unless told otherwise (`context_drop_prob`, `context_guidance` and
+            `clamp_during_sampling` of the head).
         model_class: class of the sequence model.
     """
 
@@ -81,7 +84,9 @@ class ImageAutoregressive(Module, Pretrained):
         rows, columns = (image // patch for image, patch in zip(self.image_size, self.patch_size, strict=True))
         dim_input = channels * self.patch_size[0] * self.patch_size[1]
         sizes = dict(dim_input=dim_input, max_seq_len=(rows, columns))
-        head_kwargs = dict(clamp_during_sampling="guided") | (model.get(model_class.head_argument) or {})
+        head_kwargs = dict(clamp_during_sampling="guided", context_drop_prob=CONTEXT_DROP_PROB) | (
+            model.get(model_class.head_argument) or {}
+        )
         model = model | {model_class.head_argument: head_kwargs}
         self.model = model_class(**model, **sizes, num_classes=num_classes, dim_cond=dim_cond)
 
@@ -163,7 +168,7 @@ class ImageAutoregressive(Module, Pretrained):
         """Draws images (b c h w) with values in [0, 1].
 
         Arguments as of `Autoregressive.sample`, but for `prompt` and `seq_len`: `labels`, `cond`, `cond_mask`, `guidance_scale`,
-        `guidance_schedule`, `guidance_interval`, `compile`, `num_steps`, `solver`, `temperature`, `generator`.
+        `guidance_schedule`, `guidance_interval`, `context_guidance`, `compile`, `num_steps`, `solver`, `temperature`, `generator`.
         """
         return self._to_images(self.model.sample(batch_size, None, seq_len=None, progress=progress, **kwargs))
 

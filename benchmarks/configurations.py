@@ -16,6 +16,10 @@ RECIPE = dict(
 )
 
 
+# samples are drawn with the model's own context guidance, and in some rows with others
+BY_CONTEXT_GUIDANCE = {"": {}} | {f"context guidance {scale}": dict(context_guidance=scale) for scale in (1.0, 1.25, 1.5, 2.0)}
+
+
 def change(name: str, **changes) -> Configuration:
     """A row of the ablations: the recipe with changes, of dictionaries entry by entry."""
     merged = {
@@ -43,17 +47,21 @@ def patch_sizes() -> list[Configuration]:
 
 def comparison(image_size: int, patch_size: int, peer_patch_size: int) -> list[Configuration]:
     """Both heads of both sides, each side at its best patch size."""
+    heads = ("diffusion", "flow")
+    arguments = dict(image_size=image_size)
     return [
-        row(f"{version}, {head}", head=head, image_size=image_size, patch_size=size)
-        for version, row, size in (("0.4.0", peer, peer_patch_size), ("this", change, patch_size))
-        for head in ("diffusion", "flow")
+        *(peer(f"0.4.0, {head}", head=head, patch_size=peer_patch_size, **arguments) for head in heads),
+        *(change(f"this, {head}", head=head, patch_size=patch_size, samplings=BY_CONTEXT_GUIDANCE, **arguments) for head in heads),
     ]
 
 
 def ablations() -> list[Configuration]:
     widths = (0.05, 0.1, 0.15, 0.2, 0.25)
     return [
-        change("recipe", samplings={"": {}, "raw weights": dict(average="raw"), "temperature 0.95": dict(temperature=0.95)}),
+        change(
+            "recipe",
+            samplings=BY_CONTEXT_GUIDANCE | {"raw weights": dict(average="raw"), "temperature 0.95": dict(temperature=0.95)},
+        ),
         change("another seed", seed=1),
         change("a third seed", seed=2),
         # the head
@@ -67,6 +75,7 @@ def ablations() -> list[Configuration]:
         *(change(f"times spread {std}", head_kwargs=dict(logit_std=std)) for std in (0.75, 1.5)),
         change("times stratified", variant="stratified_times"),
         change("velocity", head_kwargs=dict(model_output_clean=False)),
+        *(change(f"{share:.0%} learned without context", head_kwargs=dict(context_drop_prob=share)) for share in (0.0, 0.05, 0.2)),
         # tokens
         change("half whitened", variant="half_whitened"),
         change("whitened", variant="whitened"),
@@ -97,7 +106,12 @@ def ablations() -> list[Configuration]:
         ),
         # the other head
         *(
-            change(f"diffusion, P_mean {mean}, P_std {std}", head="diffusion", head_kwargs=dict(P_mean=mean, P_std=std))
+            change(
+                f"diffusion, P_mean {mean}, P_std {std}",
+                head="diffusion",
+                head_kwargs=dict(P_mean=mean, P_std=std),
+                samplings=BY_CONTEXT_GUIDANCE,
+            )
             for mean, std in ((-1.2, 1.2), (-0.8, 1.2), (-0.4, 1.2), (0.0, 1.2), (0.4, 1.2), (-0.4, 1.0), (0.0, 1.0))
         ),
     ]

@@ -188,10 +188,12 @@ def test_labels_of_folders_by_name_and_number(call, labelled, drawn):
 
 def test_guidance_options_reach_the_sampler(call, labelled, drawn):
     options = ["--guidance", 2, "--guidance-schedule", "linear", "--guidance-interval", 0.1, 5, "--temperature", 0.9]
+    options += ["--context-guidance", 1.25]
     succeeded(call("sample", "run", "--count", 3, *options))
     (seen,) = drawn
     assert seen["guidance_schedule"] == "linear"
     assert seen["guidance_interval"] == (0.1, 5)
+    assert seen["context_guidance"] == 1.25
     assert seen["temperature"] == 0.9
     assert "guidance_interval must be two noise levels" in failed(call("sample", "run", "--guidance-interval", 5, 1))
 

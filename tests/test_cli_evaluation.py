@@ -127,12 +127,12 @@ def test_options_reach_the_evaluation(call, folder, monkeypatch):
     assert seen["features"] is None
     assert seen["evaluations"] == ()
     assert seen["solver_kwargs"] == dict(divergence="auto", num_probes=1, rtol=1e-3, atol=1e-3)
-    options = dict(count=5, seed=3, batch_size=7, temperature=0.5, guidance=2.0, solver="heun", steps=4)
+    options = dict(count=5, seed=3, batch_size=7, temperature=0.5, guidance=2.0, context_guidance=1.5, solver="heun", steps=4)
     options |= dict(divergence="hutchinson", probes=2, tolerance=0.1)
     given = [str(part) for name, value in options.items() for part in (f"--{name.replace('_', '-')}", value)]
     succeeded(call("evaluate", "run", folder, "--features", "none", *given))
     assert (seen["count"], seen["seed"], seen["batch_size"]) == (5, 3, 7)
-    assert seen["sample_kwargs"] == dict(guidance_scale=2.0, temperature=0.5, solver="heun", num_steps=4)
+    assert seen["sample_kwargs"] == dict(guidance_scale=2.0, context_guidance=1.5, temperature=0.5, solver="heun", num_steps=4)
     assert seen["solver_kwargs"] == dict(divergence="hutchinson", num_probes=2, rtol=0.1, atol=0.1)
 
 

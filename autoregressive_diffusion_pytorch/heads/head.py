@@ -10,7 +10,7 @@ from math import inf
 from typing import ClassVar, Literal
 
 import torch
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 from torch.nn import Module
 
 from autoregressive_diffusion_pytorch.checks import check_choice, check_positive_int
@@ -20,6 +20,10 @@ from autoregressive_diffusion_pytorch.denoiser import MLP
 from autoregressive_diffusion_pytorch.likelihood import DensitySolver, FlowToNoise
 from autoregressive_diffusion_pytorch.modes import evaluating
 from autoregressive_diffusion_pytorch.solvers import Field, State, visited_times
+
+# the noise levels at which context guides, in standard deviations of the tokens: above them the noise hides what the context says,
+# below them the token is decided
+CONTEXT_GUIDANCE_LEVELS = (0.6, 6.0)
 
 
 class Head(Module, ABC):
@@ -36,9 +40,18 @@ class Head(Module, ABC):
             much guidance in few steps diverges.
         num_noise_draws: independent noise draws for each token and training step. More of them train the head better for the
             same pass through the backbone (Li et al. 2024 use 4).
+        context_drop_prob: share of the tokens in training, at least 0 and below 1, that are learned without their condition, with
+            an embedding of no context in its place: what there is to know of a token before anything is drawn. `context_guidance`
+            needs some.
+        context_guidance: how much further than the condition says to go away from what the head draws without one, unless `sample`
+            is told another: the classifier-free guidance of Ho & Salimans 2022 (https://arxiv.org/abs/2207.12598) for the condition
+            itself, and so for all that is drawn already. 1 is the distribution that is learned. By default
+            `DEFAULT_CONTEXT_GUIDANCE` if there is a `context_drop_prob`, else 1.
     """
 
     NUM_SAMPLE_STEPS: ClassVar[dict[str, int]]  # the solvers of the head, each with the steps that it takes by default
+    DEFAULT_CONTEXT_GUIDANCE = 1.75
+    sigma_data: float  # standard deviation of the tokens' entries
 
     def __init__(
         self,
@@ -48,8 +61,12 @@ class Head(Module, ABC):
         num_sample_steps: int | None,
         clamp_during_sampling: bool | Literal["guided"],
         num_noise_draws: int,
+        context_drop_prob: float,
+        context_guidance: float | None,
     ):
         super().__init__()
+        if not 0 <= context_drop_prob < 1:
+            raise ValueError(f"context_drop_prob must be at least 0 and below 1, got {context_drop_prob}")
         check_choice("clamp_during_sampling", clamp_during_sampling, (True, False, "guided"))
         check_choice("solver", solver, self.NUM_SAMPLE_STEPS)
         num_sample_steps = self.NUM_SAMPLE_STEPS[solver] if num_sample_steps is None else num_sample_steps
@@ -59,6 +76,12 @@ class Head(Module, ABC):
         self.num_sample_steps = num_sample_steps
         self.clamp_during_sampling = clamp_during_sampling
         self.num_noise_draws = num_noise_draws
+        self.context_drop_prob = context_drop_prob
+        if context_drop_prob > 0:
+            self.no_context = nn.Parameter(torch.zeros(net.dim_cond))
+        if context_guidance is None:
+            context_guidance = self.DEFAULT_CONTEXT_GUIDANCE if context_drop_prob > 0 else 1.0
+        self.context_guidance = self._checked_context_guidance(context_guidance)
 
     @property
     def config(self) -> dict:
@@ -67,6 +90,9 @@ class Head(Module, ABC):
 
     def forward(self, tokens: Tensor, cond: Tensor) -> Tensor:
         """The loss of each token, `(… d), (… dim) -> (…)`, averaged over the token's width and the noise draws."""
+        if self.training and self.context_drop_prob > 0:
+            dropped = torch.rand(cond.shape[:-1], device=cond.device) < self.context_drop_prob
+            cond = torch.where(dropped.unsqueeze(-1), self.no_context.to(cond.dtype), cond)
         draws = tokens.expand(self.num_noise_draws, *tokens.shape)
         # noise levels and weights span orders of magnitude: never below single precision
         draws = draws.to(torch.promote_types(tokens.dtype, torch.float32))
@@ -94,6 +120,7 @@ class Head(Module, ABC):
         num_steps: int | None = None,
         solver: str | None = None,
         temperature: float = 1.0,
+        context_guidance: float | None = None,
         guidance_interval: tuple[float, float] | None = None,
         generator: Generator | None = None,
         compile: bool = False,
@@ -110,7 +137,9 @@ class Head(Module, ABC):
             solver: name of the solver, by default the head's.
             temperature: factor on every noise that the sampler draws, at least 0. A Gaussian's standard deviation is
                 multiplied by just this factor; 1 changes nothing, 0 is deterministic.
-            guidance_interval: noise levels, above the first and up to the second, at which samples are guided. At others they
+            context_guidance: by default the head's own; 1 for the distribution that it has learned. It takes one more evaluation
+                of the network at those noise levels that are `CONTEXT_GUIDANCE_LEVELS` of the tokens' standard deviations.
+            guidance_interval: noise levels, above the first and up to the second, at which `uncond` guides. At others samples
                 follow `cond` alone (Kynkäänniemi et al. 2024, https://arxiv.org/abs/2404.07724). A level is the standard deviation
                 of the noise for a token of weight 1; the flow head's first is infinite.
             generator: source of randomness, on any device; by default torch's global one.
@@ -120,6 +149,8 @@ class Head(Module, ABC):
         if not 0 <= temperature < inf:
             raise ValueError(f"temperature must be at least 0 and finite, got {temperature}")
         guidance_interval = check_guidance_interval(guidance_interval)
+        context_guidance = self.context_guidance if context_guidance is None else self._checked_context_guidance(context_guidance)
+        no_context = self.net.modulate_cond(self.no_context) if context_guidance != 1 else None
 
         # a dry run on plain numbers: the times that the solver will ask for, and how often it will draw noise
         times, num_draws = self._dry_run(num_steps, solver)
@@ -136,7 +167,7 @@ class Head(Module, ABC):
             if uncond is not None and uncond.shape != cond.shape:
                 raise ValueError(f"uncond must have the shape of cond, {tuple(cond.shape)}, got {tuple(uncond.shape)}")
             noises = (temperature * self._unit_noise(cond, generator) for _ in range(num_draws))
-            conds, scale = cond, None
+            conds, scale = cond.unsqueeze(0), None
             if uncond is not None:
                 scale = torch.as_tensor(guidance_scale).to(cond.device, torch.promote_types(cond.dtype, torch.float32))
                 if scale.numel() > 1 and scale.shape != cond.shape[:-1]:
@@ -145,11 +176,12 @@ class Head(Module, ABC):
                     )
                 scale = scale.unsqueeze(-1)
                 conds = torch.stack((cond, uncond))
+            guidances = (scale, guidance_interval), (context_guidance, no_context)
             with evaluating(modules):
                 if not compile:
-                    return run(conds, scale, guidance_interval, noises, time_modulations, num_steps, solver)
+                    return run(conds, *guidances, noises, time_modulations, num_steps, solver)
                 # a captured graph has its noise before it starts, and writes every result to the same place
-                return run(conds, scale, guidance_interval, list(noises), time_modulations, num_steps, solver).clone()
+                return run(conds, *guidances, list(noises), time_modulations, num_steps, solver).clone()
 
         return draw
 
@@ -177,40 +209,60 @@ class Head(Module, ABC):
         source = cond.device if generator is None else generator.device
         return torch.randn(shape, generator=generator, device=source, dtype=dtype).to(cond.device)
 
+    def _checked_context_guidance(self, scale: float) -> float:
+        if not 0 <= scale < inf:
+            raise ValueError(f"context_guidance must be at least 0 and finite, got {scale}")
+        if scale != 1 and self.context_drop_prob == 0:
+            raise ValueError(
+                f"context_guidance other than 1 needs a head that is trained with a context_drop_prob above 0, got {scale}"
+            )
+        return scale
+
     def _run(
         self,
         conds: Tensor,
-        scale: Tensor | None,
-        interval: tuple[float, float] | None,
+        guidance: tuple[Tensor | None, tuple[float, float] | None],
+        context_guidance: tuple[float, Tensor | None],
         noises: Iterable[Tensor],
         time_modulations: Tensor,
         num_steps: int,
         solver: str,
     ) -> Tensor:
-        """Draws a token for each condition (… dim), or with a guidance scale for each pair of them (2 … dim).
+        """Draws a token for each condition (1 … dim), or with a guidance scale for each pair of them (2 … dim).
 
-        `time_modulations` has those of all evaluations, in their order.
+        `guidance` is a scale and an interval, `context_guidance` a scale and the modulation without context; `time_modulations` has
+        those of all evaluations, in their order.
         """
-        cond_modulation = self.net.modulate_cond(conds)
+        scale, interval = guidance
+        context_scale, no_context = context_guidance
+        conditional, *unconditional = self.net.modulate_cond(conds)
+        if no_context is not None:
+            no_context = no_context.expand_as(conditional)
         time_modulations = iter(time_modulations.unbind())
         noises = iter(noises)
 
         def evaluate(x: Tensor, time: float) -> Tensor:
+            level = self.noise_level(time)
+            guided = scale is not None and (interval is None or interval[0] < level <= interval[1])
+            lowest, highest = (bound * self.sigma_data for bound in CONTEXT_GUIDANCE_LEVELS)
+            context_guided = no_context is not None and lowest < level <= highest
             time_modulation = next(time_modulations)
-            if scale is None:
-                return self.evaluate(x, time, time_modulation + cond_modulation)
-            if interval is not None and not interval[0] < self.noise_level(time) <= interval[1]:
-                return self.evaluate(x, time, time_modulation + cond_modulation[0])
+            modulations = [conditional]
+            if guided:
+                modulations += unconditional
+            if context_guided:
+                modulations.append(no_context)
+            if len(modulations) == 1:
+                return self.evaluate(x, time, time_modulation + conditional)
             # what the network gives is the denoised token, or the velocity, up to what depends on x and the time alone: to guide
             # the one is to guide the other, and the score
-            conditional, unconditional = self.evaluate(x.expand(2, *x.shape), time, time_modulation + cond_modulation)
-            guided = guide(unconditional, conditional, scale)
-            if self.clamp_during_sampling == "guided":
-                low, high = self.data_range(x, time)
-                lowest = torch.minimum(conditional, unconditional).clamp(max=low)
-                highest = torch.maximum(conditional, unconditional).clamp(min=high)
-                guided = guided.clamp(lowest, highest)
-            return guided
+            outputs = self.evaluate(x.expand(len(modulations), *x.shape), time, time_modulation + torch.stack(modulations))
+            result = outputs[0]
+            if guided:
+                result = self._guided(x, time, outputs[1], result, scale)
+            if context_guided:
+                result = self._guided(x, time, outputs[-1], result, context_scale)
+            return result
 
         def held(x: Tensor, time: float) -> Tensor:
             return evaluate(x, time).clamp(*self.data_range(x, time))
@@ -219,6 +271,15 @@ class Head(Module, ABC):
         if self.clamp_during_sampling not in (False, "guided"):
             return solve(held).clamp(-1, 1)  # some solvers extrapolate beyond the clean tokens
         return solve(evaluate)
+
+    def _guided(self, x: Tensor, time: float, unconditional: Tensor, conditional: Tensor, scale: Tensor | float) -> Tensor:
+        result = guide(unconditional, conditional, scale)
+        if self.clamp_during_sampling != "guided":
+            return result
+        low, high = self.data_range(x, time)
+        lowest = torch.minimum(conditional, unconditional).clamp(max=low)
+        highest = torch.maximum(conditional, unconditional).clamp(min=high)
+        return result.clamp(lowest, highest)
 
     @torch.no_grad()
     def log_prob(self, tokens: Tensor, cond: Tensor, **solver_kwargs) -> Tensor:
