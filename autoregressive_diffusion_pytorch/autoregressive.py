@@ -16,14 +16,16 @@ from torch import Tensor, nn
 from torch.nn import Module
 from tqdm import tqdm
 
-from autoregressive_diffusion_pytorch.backbone import Backbone, State
+from autoregressive_diffusion_pytorch.backbone import AxialPositions, Backbone, State
 from autoregressive_diffusion_pytorch.checks import as_tensor, as_whole_numbers, check_choice, check_positive_int
 from autoregressive_diffusion_pytorch.compilation import compiled
-from autoregressive_diffusion_pytorch.conditioning import Conditioning, Guidance
+from autoregressive_diffusion_pytorch.conditioning import Conditioning, Guidance, check_context_guidance
 from autoregressive_diffusion_pytorch.denoiser import MLP
 from autoregressive_diffusion_pytorch.heads import ElucidatedDiffusion, Head, RectifiedFlow
 from autoregressive_diffusion_pytorch.modes import evaluating, inference
 from autoregressive_diffusion_pytorch.pretrained import Pretrained
+
+CONTEXT_GUIDANCE = 1.5  # of models that learn to do without context, by default
 
 
 @dataclass
@@ -36,6 +38,7 @@ class SamplingPlan:
     prompt: Tensor  # one or `contexts` of them, as of the conditions
     conditions: dict[str, Tensor]
     guidance: Guidance
+    context_guidance: float
     step: Callable
     draw: Callable
 
@@ -55,6 +58,11 @@ class Autoregressive(Module, Pretrained):
         num_cond_tokens: learned embeddings of each label, read before the tokens.
         cross_attend: vectors are read by cross-attention, and not before the tokens.
         cond_drop_prob: share of the sequences in training that go without labels and vectors; guidance needs some.
+        context_drop_prob: share of the tokens in training, at least 0 and below 1, that the head learns without context: all it is
+            told is the token's place. `context_guidance` needs some.
+        context_guidance: how much more than the context says to go away from what the head draws without it, unless `sample` is
+            told another: the classifier-free guidance of Ho & Salimans 2022 (https://arxiv.org/abs/2207.12598) for all that is
+            drawn already. 1 is the distribution that is learned. By default `CONTEXT_GUIDANCE` with a `context_drop_prob`, else 1.
         decoder_kwargs: further arguments of the x-transformers `Decoder`.
         mlp_kwargs: further arguments of the denoiser, `MLP`.
         head: class of the head.
@@ -79,6 +87,8 @@ class Autoregressive(Module, Pretrained):
         num_cond_tokens: int = 4,
         cross_attend: bool = False,
         cond_drop_prob: float = 0.1,
+        context_drop_prob: float = 0.0,
+        context_guidance: float | None = None,
         decoder_kwargs: dict | None = None,
         mlp_kwargs: dict | None = None,
         head: type[Head],
@@ -110,6 +120,14 @@ class Autoregressive(Module, Pretrained):
             cross_attend=cross_attend,
             cond_drop_prob=cond_drop_prob,
         )
+        if not 0 <= context_drop_prob < 1:
+            raise ValueError(f"context_drop_prob must be at least 0 and below 1, got {context_drop_prob}")
+        self.context_drop_prob = context_drop_prob
+        if context_drop_prob > 0:
+            self.no_context = AxialPositions(dim, self.backbone.positions.axis_lengths)
+        if context_guidance is None:
+            context_guidance = CONTEXT_GUIDANCE if context_drop_prob > 0 else 1.0
+        self.context_guidance = self._check_context_guidance(context_guidance)
         denoiser = MLP(dim, self.dim_input, depth=mlp_depth, width=width, **(mlp_kwargs or {}))
         self.head = head(denoiser, **(head_kwargs or {}))
 
@@ -119,7 +137,7 @@ class Autoregressive(Module, Pretrained):
         self.head.net.checkpoint_gradients()
 
     def _resolved_arguments(self) -> dict:
-        return {self.head_argument: self.head.config}
+        return {self.head_argument: self.head.config, "context_guidance": self.context_guidance}
 
     def forward(
         self,
@@ -186,11 +204,18 @@ class Autoregressive(Module, Pretrained):
         For all tokens, (b n); with a mask for those alone that are no padding.
         """
         if mask is None:
-            return function(seq, self.conditions(read, **conditions))
+            return function(seq, self._without_some_context(self.conditions(read, **conditions)))
         # a token never reads a later one, so padding needs no mask in the transformer; but a weight of 0 does not undo NaN
-        conds = self.conditions(read.masked_fill(~mask.unsqueeze(-1), 0), **conditions)
+        conds = self._without_some_context(self.conditions(read.masked_fill(~mask.unsqueeze(-1), 0), **conditions))
         # the head sees the tokens alone: it costs nothing for padding, and its noise does not depend on it
         return function(seq[mask], conds[mask])
+
+    def _without_some_context(self, conds: Tensor) -> Tensor:
+        """What the head is told of tokens (b n dim): in training mode nothing but their places, for some of them."""
+        if not (self.training and self.context_drop_prob > 0):
+            return conds
+        dropped = torch.rand(conds.shape[:-1], device=conds.device) < self.context_drop_prob
+        return torch.where(dropped.unsqueeze(-1), self.no_context(0, conds.shape[1]).to(conds.dtype), conds)
 
     def conditions(
         self, seq: Tensor, *, labels: Tensor | None = None, cond: Tensor | None = None, cond_mask: Tensor | None = None
@@ -224,7 +249,8 @@ class Autoregressive(Module, Pretrained):
             seq_len: tokens to draw, the prompt's included; by default `max_seq_len`.
             compile: compile the transformer's step and the head's loop with `torch.compile`: minutes at first, faster then. What
                 cannot be compiled runs as without, after one warning.
-            num_steps, solver, temperature, context_guidance, generator: as of `Head.sampler`. The same seed gives the same result.
+            context_guidance: as of the constructor; by default the model's own.
+            num_steps, solver, temperature, generator: as of `Head.sampler`. The same seed gives the same result.
 
         Returns:
             Tokens (b n d), the prompt's first, in single precision or the weights', whichever is higher.
@@ -254,6 +280,7 @@ class Autoregressive(Module, Pretrained):
         guidance_scale: float | Sequence[float] | Tensor = 1.0,
         guidance_schedule: Literal["constant", "linear"] = "constant",
         guidance_interval: tuple[float, float] | None = None,
+        context_guidance: float | None = None,
         seq_len: int | None = None,
         compile: bool = False,
         **sampler_kwargs,
@@ -269,6 +296,7 @@ class Autoregressive(Module, Pretrained):
         prompt = prompt.detach().to(weight.device, torch.promote_types(weight.dtype, torch.float32))
 
         guidance = Guidance(guidance_scale, guidance_schedule, guidance_interval)
+        context_guidance = self.context_guidance if context_guidance is None else self._check_context_guidance(context_guidance)
         draw = self.head.sampler(guidance_interval=guidance.interval, compile=compile, **sampler_kwargs)
         if not guidance.is_conditional and not self.conditioning.is_conditional:
             raise ValueError("guidance_scale other than 1 needs a model with num_classes or dim_cond")
@@ -295,12 +323,13 @@ class Autoregressive(Module, Pretrained):
 
         # the cache grows from step to step: one program for all lengths
         step = compiled(self.backbone.step, dynamic=True) if compile else self.backbone.step
-        return SamplingPlan(batch_size, contexts, seq_len, prompt, conditions, guidance, step, draw)
+        return SamplingPlan(batch_size, contexts, seq_len, prompt, conditions, guidance, context_guidance, step, draw)
 
     def _stream(self, plan: SamplingPlan) -> Iterator[Tensor]:
         modules = list(self.modules())
         guided = not (plan.guidance.is_conditional or plan.guidance.is_unconditional)
         scales = plan.guidance.scales(plan.seq_len).to(self.proj_in.weight.device)
+        no_context = None if plan.context_guidance == 1 else self.no_context(0, plan.seq_len).detach()
         token, state = None, None
         for i in range(plan.prompt.shape[1], plan.seq_len):
             with inference(modules):
@@ -309,7 +338,8 @@ class Autoregressive(Module, Pretrained):
                 else:
                     embeds = self._embed(token.unsqueeze(1))
                     cond, state = plan.step(torch.cat((embeds, embeds)) if guided else embeds, state)
-                token = plan.draw(*cond.chunk(2), scales[i]) if guided else plan.draw(cond)
+                cond, uncond = cond.chunk(2) if guided else (cond, None)
+                token = plan.draw(cond, uncond, scales[i], None if no_context is None else no_context[i], plan.context_guidance)
             yield token.clone()  # no tensor of this block's inference mode: it can be trained on
 
     def _first_step(self, plan: SamplingPlan, guided: bool) -> tuple[Tensor, State]:
@@ -336,6 +366,13 @@ class Autoregressive(Module, Pretrained):
 
     def _start(self, batch_size: int) -> Tensor:
         return self.start_token.expand(batch_size, 1, -1)
+
+    def _check_context_guidance(self, scale: float) -> float:
+        if check_context_guidance(scale) != 1 and self.context_drop_prob == 0:
+            raise ValueError(
+                f"context_guidance other than 1 needs a model that is trained with a context_drop_prob above 0, got {scale}"
+            )
+        return scale
 
     def _embed(self, tokens: Tensor) -> Tensor:
         return self.proj_in(tokens.to(self.proj_in.weight.dtype))

@@ -248,6 +248,12 @@ def check_guidance_interval(interval: tuple[float, float] | None) -> tuple[float
     return pair
 
 
+def check_context_guidance(scale: float) -> float:
+    if not 0 <= scale < inf:
+        raise ValueError(f"context_guidance must be at least 0 and finite, got {scale}")
+    return scale
+
+
 def guide(unconditional: Tensor, conditional: Tensor, scale: Tensor | float) -> Tensor:
     """unconditional + scale · (conditional - unconditional), exact at scales 0 and 1.
 

@@ -43,10 +43,9 @@ class ImageAutoregressive(Module, Pretrained):
             share of noise drawn evenly from 0 to this number: so it learns to go on from its own, imperfect tokens.
         num_classes: number of labels to tell it what to draw, none by default.
         dim_cond: width of vectors to tell it what to draw, none by default.
-        model: arguments of the sequence model, but for `dim_input` and `max_seq_len`, which follow from the sizes. Its head learns
-            to do without context for `CONTEXT_DROP_PROB` of the tokens and draws with context guidance, and holds tokens in the
-            range of images where guidance would push them out, unless told otherwise (`context_drop_prob`, `context_guidance` and
-            `clamp_during_sampling` of the head).
+        model: arguments of the sequence model, but for `dim_input` and `max_seq_len`, which follow from the sizes. By default it
+            learns some tokens without context, `CONTEXT_DROP_PROB` of them, and draws with context guidance; and its head holds
+            tokens in the range of images where guidance would push them out (`clamp_during_sampling`).
         model_class: class of the sequence model.
     """
 
@@ -84,10 +83,8 @@ class ImageAutoregressive(Module, Pretrained):
         rows, columns = (image // patch for image, patch in zip(self.image_size, self.patch_size, strict=True))
         dim_input = channels * self.patch_size[0] * self.patch_size[1]
         sizes = dict(dim_input=dim_input, max_seq_len=(rows, columns))
-        head_kwargs = dict(clamp_during_sampling="guided", context_drop_prob=CONTEXT_DROP_PROB) | (
-            model.get(model_class.head_argument) or {}
-        )
-        model = model | {model_class.head_argument: head_kwargs}
+        head_kwargs = dict(clamp_during_sampling="guided") | (model.get(model_class.head_argument) or {})
+        model = dict(context_drop_prob=CONTEXT_DROP_PROB) | model | {model_class.head_argument: head_kwargs}
         self.model = model_class(**model, **sizes, num_classes=num_classes, dim_cond=dim_cond)
 
     def checkpoint_gradients(self) -> None:

@@ -17,7 +17,7 @@ RECIPE = dict(
 
 
 # samples are drawn with the model's own context guidance, and in some rows with others
-BY_CONTEXT_GUIDANCE = {"": {}} | {f"context guidance {scale}": dict(context_guidance=scale) for scale in (1.0, 1.25, 1.5, 2.0)}
+BY_CONTEXT_GUIDANCE = {"": {}} | {f"context guidance {scale}": dict(context_guidance=scale) for scale in (1.0, 1.25, 1.75, 2.0)}
 
 
 def change(name: str, **changes) -> Configuration:
@@ -75,7 +75,7 @@ def ablations() -> list[Configuration]:
         *(change(f"times spread {std}", head_kwargs=dict(logit_std=std)) for std in (0.75, 1.5)),
         change("times stratified", variant="stratified_times"),
         change("velocity", head_kwargs=dict(model_output_clean=False)),
-        *(change(f"{share:.0%} learned without context", head_kwargs=dict(context_drop_prob=share)) for share in (0.0, 0.05, 0.2)),
+        *(change(f"{share:.0%} learned without context", model=dict(context_drop_prob=share)) for share in (0.0, 0.05, 0.2)),
         # tokens
         change("half whitened", variant="half_whitened"),
         change("whitened", variant="whitened"),

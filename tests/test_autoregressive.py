@@ -8,6 +8,7 @@ from test_backbone import CACHED, UNCACHED, parameters
 from test_compilation import needs_compiler
 
 from autoregressive_diffusion_pytorch import AutoregressiveDiffusion, AutoregressiveFlow
+from autoregressive_diffusion_pytorch.autoregressive import CONTEXT_GUIDANCE
 
 models = pytest.mark.parametrize("model_class", [AutoregressiveDiffusion, AutoregressiveFlow])
 POSITIONS = {
@@ -454,6 +455,77 @@ def test_the_share_of_conditions_left_out_while_training(model_class, cond_drop_
     with torch.no_grad():
         conds = model.conditions(seq, labels=labels)[:, 0]
     assert (conds - conds[:1]).abs().max() < 1e-5  # none in evaluation
+
+
+@models
+def test_a_share_of_the_tokens_is_learned_without_context(model_class, monkeypatch):
+    model = small_model(model_class, context_drop_prob=0.3)
+    seq, seen = torch.randn(400, 6, 4), []
+    head = model.head.forward
+    monkeypatch.setattr(model.head, "forward", lambda tokens, cond: seen.append(cond) or head(tokens, cond))
+    losses = model(seq, loss_reduction="none")
+    places = model.no_context(0, 6)
+    dropped = (seen[-1] == places).all(dim=-1)
+    assert abs(dropped.float().mean() - 0.3) < STANDARD_ERRORS * math.sqrt(0.3 * 0.7 / 2400)
+    torch.testing.assert_close(seen[-1][~dropped], model.conditions(seq)[~dropped])
+    # a token without context teaches the places and not the transformer, one with it the transformer alone
+    taught = (model.no_context.tables[0], model.start_token)
+    of_place, of_start = torch.autograd.grad(losses[dropped].sum(), taught, retain_graph=True)
+    assert of_place.any(dim=-1).all()
+    assert not of_start.any()
+    of_place, of_start = torch.autograd.grad(losses[~dropped].sum(), taught)
+    assert not of_place.any()
+    assert of_start.any()
+    model.eval()
+    model(seq)
+    assert torch.equal(seen[-1], model.conditions(seq))
+
+
+@models
+@pytest.mark.parametrize("guidance_scale", [1.0, 2.0])
+@torch.no_grad()
+def test_context_guides_each_token_away_from_its_place_alone(model_class, guidance_scale):
+    model = small_model(model_class, context_drop_prob=0.1, num_classes=3, max_seq_len=(2, 3))
+    labels = torch.tensor([0, 1])
+
+    def sample(**kwargs):
+        return model.sample(2, labels=labels, guidance_scale=guidance_scale, generator=seeded(), **kwargs)
+
+    sampled = sample(context_guidance=3.0)
+    assert torch.equal(sample(), sample(context_guidance=CONTEXT_GUIDANCE))
+    assert not torch.allclose(sample(context_guidance=1.0), sampled, atol=1e-2)
+    # token by token, from conditions that are computed anew
+    model.eval()
+    draw = model.head.sampler(generator=seeded())
+    no_label = model.conditioning(labels=labels, dropped=torch.ones(2, dtype=torch.bool))
+    seq = torch.zeros(2, 0, 4)
+    for place in model.no_context(0, 6):
+        one_more = torch.cat((seq, torch.zeros(2, 1, 4)), dim=1)
+        labelled = model.conditions(one_more, labels=labels)[:, -1]
+        embeds = torch.cat((model.start_token.expand(2, 1, -1), model.proj_in(seq)), dim=1)
+        unlabelled = None if guidance_scale == 1 else model.backbone(embeds, **no_label)[:, -1]
+        seq = torch.cat((seq, draw(labelled, unlabelled, guidance_scale, place, 3.0).unsqueeze(1)), dim=1)
+    torch.testing.assert_close(sampled, seq, rtol=1e-3, atol=1e-3)
+
+
+@models
+def test_context_guidance_of_a_model_and_of_a_sample(model_class):
+    assert small_model(model_class).context_guidance == 1
+    assert small_model(model_class, context_drop_prob=0.1).config["context_guidance"] == CONTEXT_GUIDANCE
+    assert small_model(model_class, context_drop_prob=0.1, context_guidance=2.5).context_guidance == 2.5
+    model = small_model(model_class)
+    model.sample(context_guidance=1.0)
+    needs = "context_guidance other than 1 needs a model that is trained with a context_drop_prob above 0, got 1.5"
+    with pytest.raises(ValueError, match=needs):
+        model.stream(context_guidance=1.5)
+    with pytest.raises(ValueError, match=needs):
+        small_model(model_class, context_guidance=1.5)
+    for scale in (-1.0, math.nan, math.inf):
+        with pytest.raises(ValueError, match=f"context_guidance must be at least 0 and finite, got {scale}"):
+            small_model(model_class, context_drop_prob=0.1).stream(context_guidance=scale)
+    for share in (-0.1, 1.0, math.nan):
+        with pytest.raises(ValueError, match=f"context_drop_prob must be at least 0 and below 1, got {share}"):
+            small_model(model_class, context_drop_prob=share)
 
 
 @models

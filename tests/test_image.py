@@ -5,6 +5,7 @@ import torch
 from helpers import ideal_head, record_steps, stir
 
 from autoregressive_diffusion_pytorch import ImageAutoregressiveDiffusion, ImageAutoregressiveFlow
+from autoregressive_diffusion_pytorch.autoregressive import CONTEXT_GUIDANCE
 from autoregressive_diffusion_pytorch.image import draw_images, patchify, unpatchify
 
 models = pytest.mark.parametrize("model_class", [ImageAutoregressiveDiffusion, ImageAutoregressiveFlow])
@@ -182,17 +183,15 @@ def test_one_scale_for_each_image(model_class):
 
 @models
 def test_image_models_draw_with_context_guidance(model_class):
-    argument = model_class(image_size=8, patch_size=4, model=SMALL).model.head_argument
-    head = small_model(model_class).model.head
-    assert (head.context_drop_prob, head.context_guidance) == (0.1, head.DEFAULT_CONTEXT_GUIDANCE)
     model = small_model(model_class)
+    assert (model.model.context_drop_prob, model.model.context_guidance) == (0.1, CONTEXT_GUIDANCE)
 
     def sample(**kwargs):
         return model.sample(2, generator=torch.Generator().manual_seed(0), **kwargs)
 
-    assert torch.equal(sample(), sample(context_guidance=head.context_guidance))
+    assert torch.equal(sample(), sample(context_guidance=CONTEXT_GUIDANCE))
     assert not torch.equal(sample(), sample(context_guidance=1.0))
-    without = small_model(model_class, model=SMALL | {argument: dict(context_drop_prob=0.0)}).model.head
+    without = small_model(model_class, model=SMALL | dict(context_drop_prob=0.0)).model
     assert (without.context_drop_prob, without.context_guidance) == (0.0, 1.0)
 
 

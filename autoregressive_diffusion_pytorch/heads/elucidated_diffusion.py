@@ -39,7 +39,6 @@ class ElucidatedDiffusion(Head):
         clamp_during_sampling: hold denoised tokens within [-1, 1], for data of that range: True, False, or "guided" to hold them
             only where guidance would push them out. (Never while training, where it would cut the gradient.)
         num_noise_draws: noise draws for each token and training step.
-        context_drop_prob, context_guidance: as of `Head`.
     """
 
     NUM_SAMPLE_STEPS: ClassVar = dict(euler=32, midpoint=16, heun=32, dpmpp_2m=6)
@@ -62,8 +61,6 @@ class ElucidatedDiffusion(Head):
         S_noise: float = 1.003,
         clamp_during_sampling: bool | Literal["guided"] = False,
         num_noise_draws: int = 1,
-        context_drop_prob: float = 0.0,
-        context_guidance: float | None = None,
     ):
         if not S_churn >= 0:
             raise ValueError(f"S_churn must be at least 0, got {S_churn}")
@@ -77,8 +74,6 @@ class ElucidatedDiffusion(Head):
             num_sample_steps=num_sample_steps,
             clamp_during_sampling=clamp_during_sampling,
             num_noise_draws=num_noise_draws,
-            context_drop_prob=context_drop_prob,
-            context_guidance=context_guidance,
         )
         if not 0 < sigma_min < sigma_max:
             raise ValueError(f"sigma_min and sigma_max must be 0 < sigma_min < sigma_max, got {sigma_min} and {sigma_max}")

@@ -10,12 +10,17 @@ from math import inf
 from typing import ClassVar, Literal
 
 import torch
-from torch import Generator, Tensor, nn
+from torch import Generator, Tensor
 from torch.nn import Module
 
 from autoregressive_diffusion_pytorch.checks import check_choice, check_positive_int
 from autoregressive_diffusion_pytorch.compilation import compiled
-from autoregressive_diffusion_pytorch.conditioning import check_guidance_interval, check_guidance_scale, guide
+from autoregressive_diffusion_pytorch.conditioning import (
+    check_context_guidance,
+    check_guidance_interval,
+    check_guidance_scale,
+    guide,
+)
 from autoregressive_diffusion_pytorch.denoiser import MLP
 from autoregressive_diffusion_pytorch.likelihood import DensitySolver, FlowToNoise
 from autoregressive_diffusion_pytorch.modes import evaluating
@@ -40,17 +45,9 @@ class Head(Module, ABC):
             much guidance in few steps diverges.
         num_noise_draws: independent noise draws for each token and training step. More of them train the head better for the
             same pass through the backbone (Li et al. 2024 use 4).
-        context_drop_prob: share of the tokens in training, at least 0 and below 1, that are learned without their condition, with
-            an embedding of no context in its place: what there is to know of a token before anything is drawn. `context_guidance`
-            needs some.
-        context_guidance: how much further than the condition says to go away from what the head draws without one, unless `sample`
-            is told another: the classifier-free guidance of Ho & Salimans 2022 (https://arxiv.org/abs/2207.12598) for the condition
-            itself, and so for all that is drawn already. 1 is the distribution that is learned. By default
-            `DEFAULT_CONTEXT_GUIDANCE` if there is a `context_drop_prob`, else 1.
     """
 
     NUM_SAMPLE_STEPS: ClassVar[dict[str, int]]  # the solvers of the head, each with the steps that it takes by default
-    DEFAULT_CONTEXT_GUIDANCE = 1.75
     sigma_data: float  # standard deviation of the tokens' entries
 
     def __init__(
@@ -61,12 +58,8 @@ class Head(Module, ABC):
         num_sample_steps: int | None,
         clamp_during_sampling: bool | Literal["guided"],
         num_noise_draws: int,
-        context_drop_prob: float,
-        context_guidance: float | None,
     ):
         super().__init__()
-        if not 0 <= context_drop_prob < 1:
-            raise ValueError(f"context_drop_prob must be at least 0 and below 1, got {context_drop_prob}")
         check_choice("clamp_during_sampling", clamp_during_sampling, (True, False, "guided"))
         check_choice("solver", solver, self.NUM_SAMPLE_STEPS)
         num_sample_steps = self.NUM_SAMPLE_STEPS[solver] if num_sample_steps is None else num_sample_steps
@@ -76,12 +69,6 @@ class Head(Module, ABC):
         self.num_sample_steps = num_sample_steps
         self.clamp_during_sampling = clamp_during_sampling
         self.num_noise_draws = num_noise_draws
-        self.context_drop_prob = context_drop_prob
-        if context_drop_prob > 0:
-            self.no_context = nn.Parameter(torch.zeros(net.dim_cond))
-        if context_guidance is None:
-            context_guidance = self.DEFAULT_CONTEXT_GUIDANCE if context_drop_prob > 0 else 1.0
-        self.context_guidance = self._checked_context_guidance(context_guidance)
 
     @property
     def config(self) -> dict:
@@ -90,15 +77,21 @@ class Head(Module, ABC):
 
     def forward(self, tokens: Tensor, cond: Tensor) -> Tensor:
         """The loss of each token, `(… d), (… dim) -> (…)`, averaged over the token's width and the noise draws."""
-        if self.training and self.context_drop_prob > 0:
-            dropped = torch.rand(cond.shape[:-1], device=cond.device) < self.context_drop_prob
-            cond = torch.where(dropped.unsqueeze(-1), self.no_context.to(cond.dtype), cond)
         draws = tokens.expand(self.num_noise_draws, *tokens.shape)
         # noise levels and weights span orders of magnitude: never below single precision
         draws = draws.to(torch.promote_types(tokens.dtype, torch.float32))
         return self.losses(draws, cond).mean(dim=0)
 
-    def sample(self, cond: Tensor, uncond: Tensor | None = None, guidance_scale: Tensor | float = 1.0, **sampler_kwargs) -> Tensor:
+    def sample(
+        self,
+        cond: Tensor,
+        uncond: Tensor | None = None,
+        guidance_scale: Tensor | float = 1.0,
+        *,
+        no_context: Tensor | None = None,
+        context_guidance: float = 1.0,
+        **sampler_kwargs,
+    ) -> Tensor:
         """Draws one token for each condition, `(… dim) -> (… d)`.
 
         Args:
@@ -106,12 +99,17 @@ class Head(Module, ABC):
             uncond: conditions (… dim) of the unconditional model, for classifier-free guidance: what the head says of the two is
                 combined, at each evaluation, as uncond + scale · (cond - uncond).
             guidance_scale: the scale, one number or one for each condition (…); of no effect without `uncond`.
+            no_context: a condition (dim), or (… dim), that tells nothing of what is drawn already, for guidance by the context: the
+                guided result is moved away from what the head says of this one in the same way. It takes one more evaluation of
+                the network at those noise levels that are `CONTEXT_GUIDANCE_LEVELS` of the tokens' standard deviations.
+            context_guidance: the scale of that, one number; of no effect without `no_context`.
             sampler_kwargs: as of `sampler`.
 
         Returns:
             Tokens in single precision or the condition's, whichever is higher: so is the sampler's state.
         """
-        return self.sampler(**sampler_kwargs)(cond, uncond, check_guidance_scale(guidance_scale))
+        draw = self.sampler(**sampler_kwargs)
+        return draw(cond, uncond, check_guidance_scale(guidance_scale), no_context, check_context_guidance(context_guidance))
 
     @torch.no_grad()
     def sampler(
@@ -120,15 +118,14 @@ class Head(Module, ABC):
         num_steps: int | None = None,
         solver: str | None = None,
         temperature: float = 1.0,
-        context_guidance: float | None = None,
         guidance_interval: tuple[float, float] | None = None,
         generator: Generator | None = None,
         compile: bool = False,
     ) -> Callable[..., Tensor]:
         """A function that draws one token for each condition, `(… dim) -> (… d)`, for many calls with the same arguments.
 
-        It takes `cond`, `uncond` and `guidance_scale` of `sample`. All that depends on the schedule alone is computed here, once:
-        it holds for the weights as they now are.
+        It takes `cond`, `uncond`, `guidance_scale`, `no_context` and `context_guidance` of `sample`, in this order. All that
+        depends on the schedule alone is computed here, once: it holds for the weights as they now are.
 
         Args:
             num_steps: steps of the solver, at least 1; by default the head's `num_sample_steps` or, where another solver than the
@@ -137,8 +134,6 @@ class Head(Module, ABC):
             solver: name of the solver, by default the head's.
             temperature: factor on every noise that the sampler draws, at least 0. A Gaussian's standard deviation is
                 multiplied by just this factor; 1 changes nothing, 0 is deterministic.
-            context_guidance: by default the head's own; 1 for the distribution that it has learned. It takes one more evaluation
-                of the network at those noise levels that are `CONTEXT_GUIDANCE_LEVELS` of the tokens' standard deviations.
             guidance_interval: noise levels, above the first and up to the second, at which `uncond` guides. At others samples
                 follow `cond` alone (Kynkäänniemi et al. 2024, https://arxiv.org/abs/2404.07724). A level is the standard deviation
                 of the noise for a token of weight 1; the flow head's first is infinite.
@@ -149,8 +144,6 @@ class Head(Module, ABC):
         if not 0 <= temperature < inf:
             raise ValueError(f"temperature must be at least 0 and finite, got {temperature}")
         guidance_interval = check_guidance_interval(guidance_interval)
-        context_guidance = self.context_guidance if context_guidance is None else self._checked_context_guidance(context_guidance)
-        no_context = self.net.modulate_cond(self.no_context) if context_guidance != 1 else None
 
         # a dry run on plain numbers: the times that the solver will ask for, and how often it will draw noise
         times, num_draws = self._dry_run(num_steps, solver)
@@ -163,7 +156,13 @@ class Head(Module, ABC):
         modules = list(self.modules())
 
         @torch.no_grad()
-        def draw(cond: Tensor, uncond: Tensor | None = None, guidance_scale: Tensor | float = 1.0) -> Tensor:
+        def draw(
+            cond: Tensor,
+            uncond: Tensor | None = None,
+            guidance_scale: Tensor | float = 1.0,
+            no_context: Tensor | None = None,
+            context_guidance: float = 1.0,
+        ) -> Tensor:
             if uncond is not None and uncond.shape != cond.shape:
                 raise ValueError(f"uncond must have the shape of cond, {tuple(cond.shape)}, got {tuple(uncond.shape)}")
             noises = (temperature * self._unit_noise(cond, generator) for _ in range(num_draws))
@@ -176,7 +175,7 @@ class Head(Module, ABC):
                     )
                 scale = scale.unsqueeze(-1)
                 conds = torch.stack((cond, uncond))
-            guidances = (scale, guidance_interval), (context_guidance, no_context)
+            guidances = (scale, guidance_interval), (context_guidance, no_context if context_guidance != 1 else None)
             with evaluating(modules):
                 if not compile:
                     return run(conds, *guidances, noises, time_modulations, num_steps, solver)
@@ -209,15 +208,6 @@ class Head(Module, ABC):
         source = cond.device if generator is None else generator.device
         return torch.randn(shape, generator=generator, device=source, dtype=dtype).to(cond.device)
 
-    def _checked_context_guidance(self, scale: float) -> float:
-        if not 0 <= scale < inf:
-            raise ValueError(f"context_guidance must be at least 0 and finite, got {scale}")
-        if scale != 1 and self.context_drop_prob == 0:
-            raise ValueError(
-                f"context_guidance other than 1 needs a head that is trained with a context_drop_prob above 0, got {scale}"
-            )
-        return scale
-
     def _run(
         self,
         conds: Tensor,
@@ -230,14 +220,14 @@ class Head(Module, ABC):
     ) -> Tensor:
         """Draws a token for each condition (1 … dim), or with a guidance scale for each pair of them (2 … dim).
 
-        `guidance` is a scale and an interval, `context_guidance` a scale and the modulation without context; `time_modulations` has
+        `guidance` is a scale and an interval, `context_guidance` a scale and the condition without context; `time_modulations` has
         those of all evaluations, in their order.
         """
         scale, interval = guidance
         context_scale, no_context = context_guidance
         conditional, *unconditional = self.net.modulate_cond(conds)
         if no_context is not None:
-            no_context = no_context.expand_as(conditional)
+            no_context = self.net.modulate_cond(no_context).expand_as(conditional)
         time_modulations = iter(time_modulations.unbind())
         noises = iter(noises)
 

@@ -46,7 +46,6 @@ class RectifiedFlow(Head):
         clamp_during_sampling: hold clean tokens within [-1, 1], for data of that range: True, False, or "guided" to hold them only
             where guidance would push them out.
         num_noise_draws: noise draws for each token and training step.
-        context_drop_prob, context_guidance: as of `Head`.
     """
 
     NUM_SAMPLE_STEPS: ClassVar = dict(euler=32, midpoint=16, heun=16, dpmpp_2m=6, euler_maruyama=32)
@@ -64,8 +63,6 @@ class RectifiedFlow(Head):
         logit_std: float = 1.0,
         clamp_during_sampling: bool | Literal["guided"] = False,
         num_noise_draws: int = 1,
-        context_drop_prob: float = 0.0,
-        context_guidance: float | None = None,
     ):
         super().__init__(
             net,
@@ -73,8 +70,6 @@ class RectifiedFlow(Head):
             num_sample_steps=num_sample_steps,
             clamp_during_sampling=clamp_during_sampling,
             num_noise_draws=num_noise_draws,
-            context_drop_prob=context_drop_prob,
-            context_guidance=context_guidance,
         )
         check_choice("time_distribution", time_distribution, TIME_DISTRIBUTIONS)
         check_above_zero(sigma_data=sigma_data, logit_std=logit_std)

@@ -186,85 +186,49 @@ def test_guidance_at_scales_0_and_1_and_without_a_second_condition(head_class, k
 @pytest.mark.parametrize("head_class", [ElucidatedDiffusion, RectifiedFlow])
 @pytest.mark.parametrize("sigma_data", [0.5, 2.0])
 @pytest.mark.parametrize("clamp", [False, "guided"])
+@torch.no_grad()
 def test_context_guides_as_a_second_condition_does_at_middle_noise_levels(head_class, sigma_data, clamp):
-    kwargs = dict(sigma_data=sigma_data, clamp_during_sampling=clamp, context_drop_prob=0.1)
-    head = stir(make_head(head_class, kwargs), 0.3)
-    cond = torch.randn(3, 6)
+    head = stir(make_head(head_class, dict(sigma_data=sigma_data, clamp_during_sampling=clamp)), 0.3)
+    cond, no_context = torch.randn(3, 6), torch.randn(6)
 
     def sample(*args, **options):
         return head.sample(*args, generator=torch.Generator().manual_seed(0), num_steps=24, **options)
 
-    no_context = head.no_context.detach().expand_as(cond)
     levels = (0.6 * sigma_data, 6 * sigma_data)
-    expected = {
-        scale: sample(cond, no_context, scale, guidance_interval=levels, context_guidance=1.0) for scale in (0.0, 1.75, 3.0)
-    }
-    for scale in expected:
-        torch.testing.assert_close(sample(cond, context_guidance=scale), expected[scale], rtol=1e-4, atol=1e-4)
-    assert torch.equal(sample(cond), sample(cond, context_guidance=1.75))
-    plain = sample(cond, context_guidance=1.0)
-    assert (plain - expected[3.0]).abs().max() > 1e-2
-    # with a second condition that is the first there is nothing to guide by but the context
-    torch.testing.assert_close(sample(cond, cond, 3.0), expected[1.75], rtol=1e-4, atol=1e-4)
+    for scale in (0.0, 1.75, 3.0):
+        expected = sample(cond, no_context.expand_as(cond), scale, guidance_interval=levels)
+        for given in (no_context, no_context.expand_as(cond)):
+            guided = sample(cond, no_context=given, context_guidance=scale)
+            torch.testing.assert_close(guided, expected, rtol=1e-4, atol=1e-4)
+        # with a second condition that is the first there is nothing to guide by but the context
+        torch.testing.assert_close(
+            sample(cond, cond, 2.0, no_context=given, context_guidance=scale), expected, rtol=1e-4, atol=1e-4
+        )
+    plain = sample(cond)
+    assert (plain - expected).abs().max() > 1e-2
+    assert torch.equal(sample(cond, no_context=no_context), plain)
+    assert torch.equal(sample(cond, context_guidance=3.0), plain)
+    with pytest.raises(ValueError, match="context_guidance must be at least 0 and finite, got inf"):
+        sample(cond, no_context=no_context, context_guidance=math.inf)
 
 
 @torch.no_grad()
 def test_context_guides_what_a_second_condition_has_guided():
-    head = stir(make_head(ElucidatedDiffusion, dict(context_drop_prob=0.1)), 0.3)
-    cond, uncond = torch.randn(2, 3, 6)
+    head = stir(make_head(ElucidatedDiffusion, {}), 0.3)
+    cond, uncond, no_context = torch.randn(3, 3, 6)
     noise = torch.randn((3, 4), generator=torch.Generator().manual_seed(0))
     levels = [*karras_schedule(24, head.sigma_min, head.sigma_max, head.rho), 0.0]
     x = levels[0] * noise
     for sigma, next_sigma in itertools.pairwise(levels):
         time = head.c_noise(torch.tensor(sigma))
-        one, other, none = (head.denoised(x, sigma, head.net.modulate(time, c)) for c in (cond, uncond, head.no_context))
+        one, other, none = (head.denoised(x, sigma, head.net.modulate(time, c)) for c in (cond, uncond, no_context))
         denoised = other + 3.0 * (one - other)
         if 0.3 < sigma <= 3:
             denoised = none + 1.5 * (denoised - none)
         x = x + (next_sigma - sigma) * (x - denoised) / sigma
-    options = dict(num_steps=24, solver="euler", context_guidance=1.5)
+    options = dict(num_steps=24, solver="euler", no_context=no_context, context_guidance=1.5)
     guided = head.sample(cond, uncond, 3.0, generator=torch.Generator().manual_seed(0), **options)
     torch.testing.assert_close(guided, x, rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.parametrize("head_class", [ElucidatedDiffusion, RectifiedFlow])
-def test_a_share_of_the_tokens_is_learned_without_context(head_class, monkeypatch):
-    head = stir(make_head(head_class, dict(context_drop_prob=0.3, num_noise_draws=2)))
-    seen = []
-    modulate = head.net.modulate
-    monkeypatch.setattr(head.net, "modulate", lambda times, cond: seen.append(cond.detach()) or modulate(times, cond))
-    tokens, cond = torch.randn(50, 40, 4), torch.randn(50, 40, 6)
-    losses = head(tokens, cond)
-    dropped = (seen[-1] == head.no_context).all(dim=-1)
-    assert abs(dropped.float().mean() - 0.3) < STANDARD_ERRORS * math.sqrt(0.3 * 0.7 / 2000)
-    assert torch.equal(seen[-1][~dropped], cond[~dropped])
-    # each loss is that of its own condition
-    gradient = torch.autograd.grad(losses[~dropped].sum(), head.no_context, retain_graph=True, allow_unused=True)[0]
-    assert gradient is None or not gradient.any()
-    assert torch.autograd.grad(losses[dropped].sum(), head.no_context)[0].any()
-    head.eval()
-    head(tokens, cond)
-    assert torch.equal(seen[-1], cond)
-
-
-@pytest.mark.parametrize("head_class", [ElucidatedDiffusion, RectifiedFlow])
-def test_context_guidance_of_a_head_and_of_a_sample(head_class):
-    assert make_head(head_class, {}).context_guidance == 1
-    assert make_head(head_class, dict(context_drop_prob=0.1)).config["context_guidance"] == head_class.DEFAULT_CONTEXT_GUIDANCE
-    assert make_head(head_class, dict(context_drop_prob=0.1, context_guidance=2.5)).context_guidance == 2.5
-    head, cond = make_head(head_class, {}), torch.randn(6)
-    head.sample(cond, context_guidance=1.0)
-    needs = "context_guidance other than 1 needs a head that is trained with a context_drop_prob above 0, got 1.5"
-    with pytest.raises(ValueError, match=needs):
-        head.sample(cond, context_guidance=1.5)
-    with pytest.raises(ValueError, match=needs):
-        make_head(head_class, dict(context_guidance=1.5))
-    for scale in (-1.0, math.nan, math.inf):
-        with pytest.raises(ValueError, match=f"context_guidance must be at least 0 and finite, got {scale}"):
-            make_head(head_class, dict(context_drop_prob=0.1)).sample(cond, context_guidance=scale)
-    for share in (-0.1, 1.0, math.nan):
-        with pytest.raises(ValueError, match=f"context_drop_prob must be at least 0 and below 1, got {share}"):
-            make_head(head_class, dict(context_drop_prob=share))
 
 
 CLAMPING = [(head_class, solver) for head_class in (ElucidatedDiffusion, RectifiedFlow) for solver in head_class.NUM_SAMPLE_STEPS]
