@@ -34,7 +34,7 @@ SIZES = {
     "large": dict(dim=1024, depth=24, heads=16, mlp_width=1024, mlp_depth=6, learning_rate=3e-4),
 }
 # what to train where the command line says nothing else
-DIGITS = dict(size="tiny", image_size=8, patch_size=2, channels=1, noise_draws=4, batch_size=64, steps=1200)
+DIGITS = dict(size="tiny", image_size=8, patch_size=2, channels=1, noise_draws=2, batch_size=32, steps=1200)
 FOLDER = dict(size="small", image_size=64, patch_size=8, channels=3, noise_draws=2, batch_size=16, steps=50000)
 
 
