@@ -60,9 +60,11 @@ class Autoregressive(Module, Pretrained):
         cond_drop_prob: share of the sequences in training that go without labels and vectors; guidance needs some.
         context_drop_prob: share of the tokens in training, at least 0 and below 1, that the head learns without context: all it is
             told is the token's place. `context_guidance` needs some.
-        context_guidance: how much more than the context says to go away from what the head draws without it, unless `sample` is
-            told another: the classifier-free guidance of Ho & Salimans 2022 (https://arxiv.org/abs/2207.12598) for all that is
-            drawn already. 1 is the distribution that is learned. By default `CONTEXT_GUIDANCE` with a `context_drop_prob`, else 1.
+        context_guidance: scale, at least 0, of the guidance by context, unless `sample` is told another. What the head says of a
+            token becomes `place + context_guidance · (context - place)`, `place` being what it says without context: the
+            classifier-free guidance of Ho & Salimans 2022 (https://arxiv.org/abs/2207.12598) by all that is drawn already, and by
+            labels and vectors too. 1 is the distribution that is learned, more follows the context more closely. By default
+            `CONTEXT_GUIDANCE` with a `context_drop_prob`, else 1.
         decoder_kwargs: further arguments of the x-transformers `Decoder`.
         mlp_kwargs: further arguments of the denoiser, `MLP`.
         head: class of the head.
@@ -203,19 +205,20 @@ class Autoregressive(Module, Pretrained):
 
         For all tokens, (b n); with a mask for those alone that are no padding.
         """
-        if mask is None:
-            return function(seq, self._without_some_context(self.conditions(read, **conditions)))
-        # a token never reads a later one, so padding needs no mask in the transformer; but a weight of 0 does not undo NaN
-        conds = self._without_some_context(self.conditions(read.masked_fill(~mask.unsqueeze(-1), 0), **conditions))
-        # the head sees the tokens alone: it costs nothing for padding, and its noise does not depend on it
-        return function(seq[mask], conds[mask])
-
-    def _without_some_context(self, conds: Tensor) -> Tensor:
-        """What the head is told of tokens (b n dim): in training mode nothing but their places, for some of them."""
-        if not (self.training and self.context_drop_prob > 0):
-            return conds
-        dropped = torch.rand(conds.shape[:-1], device=conds.device) < self.context_drop_prob
-        return torch.where(dropped.unsqueeze(-1), self.no_context(0, conds.shape[1]).to(conds.dtype), conds)
+        if mask is not None:
+            # a token never reads a later one, so padding needs no mask in the transformer; but a weight of 0 does not undo NaN
+            read = read.masked_fill(~mask.unsqueeze(-1), 0)
+        conds = self.conditions(read, **conditions)
+        places = None
+        if self.training and self.context_drop_prob > 0:
+            places = self.no_context(0, conds.shape[1]).to(conds.dtype).expand_as(conds)
+        if mask is not None:
+            # from here on there are the tokens alone: padding costs nothing, and what is random does not depend on it
+            seq, conds, places = seq[mask], conds[mask], None if places is None else places[mask]
+        if places is not None:
+            dropped = torch.rand(conds.shape[:-1], device=conds.device) < self.context_drop_prob
+            conds = torch.where(dropped.unsqueeze(-1), places, conds)
+        return function(seq, conds)
 
     def conditions(
         self, seq: Tensor, *, labels: Tensor | None = None, cond: Tensor | None = None, cond_mask: Tensor | None = None
@@ -244,6 +247,7 @@ class Autoregressive(Module, Pretrained):
             cond_mask: (m l), False for vectors that are padding.
             guidance_scale: of classifier-free guidance: 0 for the unconditional model (which needs neither labels nor vectors), 1
                 for the conditional one, more to follow labels and vectors more closely. One number, or one a sequence, (b,).
+                Context guidance starts from the result, and follows labels and vectors by its own scale once more.
             guidance_schedule: "constant", or "linear": growing evenly along the sequence, from about 1 to the scale.
             guidance_interval: two noise levels between which to guide; by default at all.
             seq_len: tokens to draw, the prompt's included; by default `max_seq_len`.
@@ -329,7 +333,12 @@ class Autoregressive(Module, Pretrained):
         modules = list(self.modules())
         guided = not (plan.guidance.is_conditional or plan.guidance.is_unconditional)
         scales = plan.guidance.scales(plan.seq_len).to(self.proj_in.weight.device)
-        no_context = None if plan.context_guidance == 1 else self.no_context(0, plan.seq_len).detach()
+        no_context: list[Tensor | None] = [None] * plan.seq_len
+        if plan.context_guidance != 1:
+            no_context = list(self.no_context(0, plan.seq_len).detach())
+            if not self.conditioning.is_conditional:
+                no_context[0] = None  # nothing comes before the first token: its place is all that there is to know
+        context_scale = torch.tensor(plan.context_guidance, device=scales.device)
         token, state = None, None
         for i in range(plan.prompt.shape[1], plan.seq_len):
             with inference(modules):
@@ -339,7 +348,7 @@ class Autoregressive(Module, Pretrained):
                     embeds = self._embed(token.unsqueeze(1))
                     cond, state = plan.step(torch.cat((embeds, embeds)) if guided else embeds, state)
                 cond, uncond = cond.chunk(2) if guided else (cond, None)
-                token = plan.draw(cond, uncond, scales[i], None if no_context is None else no_context[i], plan.context_guidance)
+                token = plan.draw(cond, uncond, scales[i], no_context[i], context_scale)
             yield token.clone()  # no tensor of this block's inference mode: it can be trained on
 
     def _first_step(self, plan: SamplingPlan, guided: bool) -> tuple[Tensor, State]:
@@ -368,7 +377,8 @@ class Autoregressive(Module, Pretrained):
         return self.start_token.expand(batch_size, 1, -1)
 
     def _check_context_guidance(self, scale: float) -> float:
-        if check_context_guidance(scale) != 1 and self.context_drop_prob == 0:
+        scale = check_context_guidance(scale)
+        if scale != 1 and self.context_drop_prob == 0:
             raise ValueError(
                 f"context_guidance other than 1 needs a model that is trained with a context_drop_prob above 0, got {scale}"
             )

@@ -137,6 +137,8 @@ def train(source: str, run_folder: Path | None, **options) -> None:
 
     The run's folder holds its configuration, its checkpoints, and grids of samples drawn on the way.
     """
+    from autoregressive_diffusion_pytorch.image import CONTEXT_DROP_PROB
+
     preset = DIGITS if source == "digits" else FOLDER
     if options["epochs"] is not None:
         if options["steps"] is not None:
@@ -168,6 +170,7 @@ def train(source: str, run_folder: Path | None, **options) -> None:
                 heads=options["heads"],
                 mlp_depth=options["mlp_depth"],
                 mlp_width=options["mlp_width"],
+                context_drop_prob=CONTEXT_DROP_PROB,
                 **{f"{options['head']}_kwargs": dict(num_noise_draws=options["noise_draws"])},
             ),
         ),

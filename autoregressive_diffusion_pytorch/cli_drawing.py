@@ -52,7 +52,7 @@ def _sampling_options(default_count: int, counted: str):
         click.option(
             "--context-guidance",
             type=click.FloatRange(0),
-            help="Above 1 to follow what is drawn already more closely, 1 for what the model has learned. [default: the model's]",
+            help="Above 1 to follow what is drawn already, and labels, more closely; 1 as learned. [default: the model's]",
         ),
         click.option("--solver", help="Solver of the head's sampler, such as euler, midpoint or dpmpp_2m. [default: the model's]"),
         click.option("--steps", type=click.IntRange(1), help="Steps of the solver for each token. [default: as many as suit it]"),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import inf
+from numbers import Real
 from typing import Literal
 
 import torch
@@ -249,12 +250,14 @@ def check_guidance_interval(interval: tuple[float, float] | None) -> tuple[float
 
 
 def check_context_guidance(scale: float) -> float:
+    if isinstance(scale, bool) or not isinstance(scale, Real):
+        raise TypeError(f"context_guidance must be one number, got {scale!r}")
     if not 0 <= scale < inf:
         raise ValueError(f"context_guidance must be at least 0 and finite, got {scale}")
-    return scale
+    return float(scale)
 
 
-def guide(unconditional: Tensor, conditional: Tensor, scale: Tensor | float) -> Tensor:
+def guide(unconditional: Tensor, conditional: Tensor, scale: Tensor) -> Tensor:
     """unconditional + scale · (conditional - unconditional), exact at scales 0 and 1.
 
     Ho & Salimans 2022, eq. 6, whose w is `scale - 1`.

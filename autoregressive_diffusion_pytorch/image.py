@@ -87,6 +87,11 @@ class ImageAutoregressive(Module, Pretrained):
         model = dict(context_drop_prob=CONTEXT_DROP_PROB) | model | {model_class.head_argument: head_kwargs}
         self.model = model_class(**model, **sizes, num_classes=num_classes, dim_cond=dim_cond)
 
+    @classmethod
+    def _from_pretrained(cls, *, model: dict, **kwargs):
+        # a saved model names all its arguments: one that does not name this learned nothing without context
+        return super()._from_pretrained(model=dict(context_drop_prob=0.0) | model, **kwargs)
+
     def checkpoint_gradients(self) -> None:
         """As of `Autoregressive`."""
         self.model.checkpoint_gradients()

@@ -26,7 +26,8 @@ def read_config(run_folder: Path) -> dict:
         raise click.ClickException(f"{run_folder} holds no config.json: it is not the folder of a run") from None
     # of runs of earlier versions, which had no such options
     defaults = dict(classes=None, accumulate=1, compile=False, hold_out=0.0, num_images=None, used_precision=config["precision"])
-    return defaults | config | dict(dataset=dict(labels_from_folders=False) | config["dataset"])
+    model = config["model"] | dict(model=dict(context_drop_prob=0.0) | config["model"]["model"])
+    return defaults | config | dict(dataset=dict(labels_from_folders=False) | config["dataset"], model=model)
 
 
 def write_config(config: dict, run_folder: Path) -> None:

@@ -126,15 +126,16 @@ def test_a_stream_can_be_left_and_its_arguments_are_checked_at_once(model_class)
 @needs_compiler
 @models
 def test_a_compiled_sampler_draws_the_same(model_class):
-    model = small_model(model_class, depth=1, mlp_depth=1, max_seq_len=20)
+    model = small_model(model_class, depth=1, mlp_depth=1, max_seq_len=20, context_drop_prob=0.1)
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     with warnings.catch_warnings():
         warnings.filterwarnings("error", "torch.compile failed")  # it must not fall back
-        compiled = model.sample(2, compile=True, num_steps=2, temperature=0.9, generator=seeded())
-    # the head's loop, and the transformer's step without a cache, with one token in it, and with any number
+        compiled = model.sample(2, compile=True, num_steps=4, temperature=0.9, generator=seeded())
+    # the head's loop for the first token and for others; the transformer's step without a cache, with one token in it, and with any
+    # number
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 6
-    expected = model.sample(2, num_steps=2, temperature=0.9, generator=seeded())
+    expected = model.sample(2, num_steps=4, temperature=0.9, generator=seeded())
     torch.testing.assert_close(compiled, expected, rtol=1e-4, atol=1e-4)
 
 
@@ -482,30 +483,50 @@ def test_a_share_of_the_tokens_is_learned_without_context(model_class, monkeypat
 
 
 @models
-@pytest.mark.parametrize("guidance_scale", [1.0, 2.0])
+@pytest.mark.parametrize("prompt_length", [0, 2])
+@pytest.mark.parametrize("guidance_scale", [None, 0.0, 1.0, 2.0])
 @torch.no_grad()
-def test_context_guides_each_token_away_from_its_place_alone(model_class, guidance_scale):
-    model = small_model(model_class, context_drop_prob=0.1, num_classes=3, max_seq_len=(2, 3))
-    labels = torch.tensor([0, 1])
+def test_context_guides_each_token_away_from_its_place_alone(model_class, guidance_scale, prompt_length):
+    labels = None if guidance_scale is None else torch.tensor([0, 1])
+    num_classes = None if labels is None else 3
+    model = small_model(model_class, context_drop_prob=0.1, num_classes=num_classes, max_seq_len=(2, 3))
+    seq = torch.randn(2, prompt_length, 4)
 
     def sample(**kwargs):
-        return model.sample(2, labels=labels, guidance_scale=guidance_scale, generator=seeded(), **kwargs)
+        guided = {} if labels is None else dict(labels=labels, guidance_scale=guidance_scale)
+        return model.sample(2, seq, seq_len=5, generator=seeded(), **guided, **kwargs)
 
-    sampled = sample(context_guidance=3.0)
-    assert torch.equal(sample(), sample(context_guidance=CONTEXT_GUIDANCE))
-    assert not torch.allclose(sample(context_guidance=1.0), sampled, atol=1e-2)
+    sampled, own, same, learned = (
+        sample(context_guidance=3.0),
+        sample(),
+        sample(context_guidance=CONTEXT_GUIDANCE),
+        sample(context_guidance=1.0),
+    )
+    assert torch.equal(own, same)
+    assert not torch.allclose(learned, sampled, atol=1e-2)
     # token by token, from conditions that are computed anew
     model.eval()
     draw = model.head.sampler(generator=seeded())
-    no_label = model.conditioning(labels=labels, dropped=torch.ones(2, dtype=torch.bool))
-    seq = torch.zeros(2, 0, 4)
-    for place in model.no_context(0, 6):
-        one_more = torch.cat((seq, torch.zeros(2, 1, 4)), dim=1)
-        labelled = model.conditions(one_more, labels=labels)[:, -1]
+    no_label = model.conditioning(dropped=torch.ones(2, dtype=torch.bool)) if labels is not None else {}
+    for i in range(prompt_length, 5):
         embeds = torch.cat((model.start_token.expand(2, 1, -1), model.proj_in(seq)), dim=1)
-        unlabelled = None if guidance_scale == 1 else model.backbone(embeds, **no_label)[:, -1]
-        seq = torch.cat((seq, draw(labelled, unlabelled, guidance_scale, place, 3.0).unsqueeze(1)), dim=1)
+        without = model.backbone(embeds, **no_label)[:, -1]
+        with_labels = (
+            model.conditions(torch.cat((seq, torch.zeros(2, 1, 4)), dim=1), labels=labels)[:, -1] if guidance_scale else without
+        )
+        # without labels there is nothing but its place to know of a first token
+        place = model.no_context(i, i + 1)[0] if i > 0 or labels is not None else None
+        seq = torch.cat((seq, draw(with_labels, without, guidance_scale or 0.0, place, 3.0).unsqueeze(1)), dim=1)
     torch.testing.assert_close(sampled, seq, rtol=1e-3, atol=1e-3)
+
+
+@models
+def test_context_guidance_in_other_floating_types(model_class):
+    for dtype in (torch.float64, torch.bfloat16):
+        model = small_model(model_class, context_drop_prob=0.1).to(dtype)
+        sampled = model.sample(2, generator=seeded())
+        assert sampled.dtype == torch.promote_types(dtype, torch.float32)
+        assert sampled.isfinite().all()
 
 
 @models
@@ -520,6 +541,9 @@ def test_context_guidance_of_a_model_and_of_a_sample(model_class):
         model.stream(context_guidance=1.5)
     with pytest.raises(ValueError, match=needs):
         small_model(model_class, context_guidance=1.5)
+    for scale in ("1.5", [1.5, 2.0], torch.ones(2), True):
+        with pytest.raises(TypeError, match="context_guidance must be one number, got "):
+            small_model(model_class, context_drop_prob=0.1).stream(context_guidance=scale)
     for scale in (-1.0, math.nan, math.inf):
         with pytest.raises(ValueError, match=f"context_guidance must be at least 0 and finite, got {scale}"):
             small_model(model_class, context_drop_prob=0.1).stream(context_guidance=scale)
@@ -582,7 +606,7 @@ def loss_and_gradients(model, seq, **kwargs):
 @models
 @pytest.mark.parametrize("decoder_kwargs", parameters(CACHED, UNCACHED))
 def test_padding_changes_neither_loss_nor_gradients(model_class, decoder_kwargs):
-    model = small_model(model_class, num_classes=3, decoder_kwargs=decoder_kwargs).double()
+    model = small_model(model_class, num_classes=3, context_drop_prob=0.3, decoder_kwargs=decoder_kwargs).double()
     seq, lens, labels = torch.randn(3, 4, 4).double(), torch.tensor([4, 1, 3]), torch.arange(3)
     loss, gradients = loss_and_gradients(model, seq, labels=labels, lens=lens)
     padding = torch.full((3, 2, 4), math.nan).double()
@@ -655,15 +679,15 @@ def test_a_conditional_model_saves_and_loads(model_class, tmp_path):
 
 @needs_compiler
 def test_a_compiled_guided_sampler_draws_the_same():
-    model = small_model(AutoregressiveFlow, depth=1, mlp_depth=1, num_classes=3, dim_cond=5)
+    model = small_model(AutoregressiveFlow, depth=1, mlp_depth=1, num_classes=3, dim_cond=5, context_drop_prob=0.1)
     torch._dynamo.reset()
     options = dict(
         draw_conditions(CONDITIONED["both"]), guidance_scale=2.0, guidance_schedule="linear", guidance_interval=(0.1, 10)
     )
     with warnings.catch_warnings():
         warnings.filterwarnings("error", "torch.compile failed")  # it must not fall back
-        compiled = model.sample(**options, compile=True, num_steps=2, generator=seeded())
-    expected = model.sample(**options, num_steps=2, generator=seeded())
+        compiled = model.sample(**options, compile=True, num_steps=4, generator=seeded())
+    expected = model.sample(**options, num_steps=4, generator=seeded())
     torch.testing.assert_close(compiled, expected, rtol=1e-4, atol=1e-4)
 
 

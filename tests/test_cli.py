@@ -15,6 +15,7 @@ from autoregressive_diffusion_pytorch import ImageAutoregressiveFlow, ImageTrain
 from autoregressive_diffusion_pytorch.checkpoints import best_checkpoint, newest_checkpoint, read_manifest
 from autoregressive_diffusion_pytorch.cli import SIZES, main
 from autoregressive_diffusion_pytorch.image_trainer import best_precision
+from autoregressive_diffusion_pytorch.run_folder import read_config
 
 
 @pytest.fixture
@@ -259,6 +260,15 @@ def test_each_training_has_a_folder_of_its_own(call, tmp_path):
     for _ in range(3):
         succeeded(call("train", *TINY))
     assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["digits", "digits-2", "digits-3"]
+
+
+def test_what_a_run_of_before_context_guidance_did_not_name(call, tmp_path):
+    succeeded(call("train", *TINY))
+    file = tmp_path / "runs/digits/config.json"
+    config = json.loads(file.read_text())
+    assert config["model"]["model"].pop("context_drop_prob") == 0.1
+    file.write_text(json.dumps(config))
+    assert read_config(tmp_path / "runs/digits")["model"]["model"]["context_drop_prob"] == 0
 
 
 def test_resumes_a_run(call, tmp_path):

@@ -99,17 +99,18 @@ class Head(Module, ABC):
             uncond: conditions (… dim) of the unconditional model, for classifier-free guidance: what the head says of the two is
                 combined, at each evaluation, as uncond + scale · (cond - uncond).
             guidance_scale: the scale, one number or one for each condition (…); of no effect without `uncond`.
-            no_context: a condition (dim), or (… dim), that tells nothing of what is drawn already, for guidance by the context: the
-                guided result is moved away from what the head says of this one in the same way. It takes one more evaluation of
-                the network at those noise levels that are `CONTEXT_GUIDANCE_LEVELS` of the tokens' standard deviations.
+            no_context: a condition (dim), or (… dim), that tells nothing of what is drawn already. The guided result is moved away
+                from what the head says of this one in the same way, at noise levels between the two `CONTEXT_GUIDANCE_LEVELS`,
+                in units of `sigma_data`.
             context_guidance: the scale of that, one number; of no effect without `no_context`.
             sampler_kwargs: as of `sampler`.
 
         Returns:
             Tokens in single precision or the condition's, whichever is higher: so is the sampler's state.
         """
-        draw = self.sampler(**sampler_kwargs)
-        return draw(cond, uncond, check_guidance_scale(guidance_scale), no_context, check_context_guidance(context_guidance))
+        guidance_scale, context_guidance = check_guidance_scale(guidance_scale), check_context_guidance(context_guidance)
+        no_context = None if context_guidance == 1 else no_context
+        return self.sampler(**sampler_kwargs)(cond, uncond, guidance_scale, no_context, context_guidance)
 
     @torch.no_grad()
     def sampler(
@@ -161,21 +162,30 @@ class Head(Module, ABC):
             uncond: Tensor | None = None,
             guidance_scale: Tensor | float = 1.0,
             no_context: Tensor | None = None,
-            context_guidance: float = 1.0,
+            context_guidance: Tensor | float = 1.0,
         ) -> Tensor:
             if uncond is not None and uncond.shape != cond.shape:
                 raise ValueError(f"uncond must have the shape of cond, {tuple(cond.shape)}, got {tuple(uncond.shape)}")
             noises = (temperature * self._unit_noise(cond, generator) for _ in range(num_draws))
+            if no_context is not None and no_context.shape not in (cond.shape[-1:], cond.shape):
+                raise ValueError(
+                    f"no_context must be of shape {tuple(cond.shape[-1:])} or {tuple(cond.shape)}, got {tuple(no_context.shape)}"
+                )
+
+            def as_scale(given: Tensor | float) -> Tensor:
+                return torch.as_tensor(given).to(cond.device, torch.promote_types(cond.dtype, torch.float32))
+
             conds, scale = cond.unsqueeze(0), None
             if uncond is not None:
-                scale = torch.as_tensor(guidance_scale).to(cond.device, torch.promote_types(cond.dtype, torch.float32))
+                scale = as_scale(guidance_scale)
                 if scale.numel() > 1 and scale.shape != cond.shape[:-1]:
                     raise ValueError(
                         f"guidance_scale must be a number or of shape {tuple(cond.shape[:-1])}, got {tuple(scale.shape)}"
                     )
                 scale = scale.unsqueeze(-1)
                 conds = torch.stack((cond, uncond))
-            guidances = (scale, guidance_interval), (context_guidance, no_context if context_guidance != 1 else None)
+            # tensors, not numbers: to torch.compile each number would be another program
+            guidances = (scale, guidance_interval), (as_scale(context_guidance), no_context)
             with evaluating(modules):
                 if not compile:
                     return run(conds, *guidances, noises, time_modulations, num_steps, solver)
@@ -185,7 +195,10 @@ class Head(Module, ABC):
         return draw
 
     def num_evaluations(self, num_steps: int | None = None, solver: str | None = None) -> int:
-        """How often a sampler evaluates the network for a token; arguments as of `sampler`."""
+        """How often a sampler evaluates the network for a token; several conditions, for guidance, are evaluated at once.
+
+        Arguments as of `sampler`.
+        """
         return len(self._dry_run(*self._steps_and_solver(num_steps, solver))[0])
 
     def _steps_and_solver(self, num_steps: int | None, solver: str | None) -> tuple[int, str]:
@@ -212,7 +225,7 @@ class Head(Module, ABC):
         self,
         conds: Tensor,
         guidance: tuple[Tensor | None, tuple[float, float] | None],
-        context_guidance: tuple[float, Tensor | None],
+        context_guidance: tuple[Tensor, Tensor | None],
         noises: Iterable[Tensor],
         time_modulations: Tensor,
         num_steps: int,
@@ -220,21 +233,21 @@ class Head(Module, ABC):
     ) -> Tensor:
         """Draws a token for each condition (1 … dim), or with a guidance scale for each pair of them (2 … dim).
 
-        `guidance` is a scale and an interval, `context_guidance` a scale and the condition without context; `time_modulations` has
-        those of all evaluations, in their order.
+        `guidance` is a scale and an interval, `context_guidance` a scale and the condition without context, if there is one;
+        `time_modulations` has those of all evaluations, in their order.
         """
         scale, interval = guidance
         context_scale, no_context = context_guidance
         conditional, *unconditional = self.net.modulate_cond(conds)
         if no_context is not None:
             no_context = self.net.modulate_cond(no_context).expand_as(conditional)
+            lowest, highest = (bound * self.sigma_data for bound in CONTEXT_GUIDANCE_LEVELS)
         time_modulations = iter(time_modulations.unbind())
         noises = iter(noises)
 
         def evaluate(x: Tensor, time: float) -> Tensor:
             level = self.noise_level(time)
             guided = scale is not None and (interval is None or interval[0] < level <= interval[1])
-            lowest, highest = (bound * self.sigma_data for bound in CONTEXT_GUIDANCE_LEVELS)
             context_guided = no_context is not None and lowest < level <= highest
             time_modulation = next(time_modulations)
             modulations = [conditional]
@@ -262,7 +275,7 @@ class Head(Module, ABC):
             return solve(held).clamp(-1, 1)  # some solvers extrapolate beyond the clean tokens
         return solve(evaluate)
 
-    def _guided(self, x: Tensor, time: float, unconditional: Tensor, conditional: Tensor, scale: Tensor | float) -> Tensor:
+    def _guided(self, x: Tensor, time: float, unconditional: Tensor, conditional: Tensor, scale: Tensor) -> Tensor:
         result = guide(unconditional, conditional, scale)
         if self.clamp_during_sampling != "guided":
             return result

@@ -210,11 +210,20 @@ def test_context_guides_as_a_second_condition_does_at_middle_noise_levels(head_c
     assert torch.equal(sample(cond, context_guidance=3.0), plain)
     with pytest.raises(ValueError, match="context_guidance must be at least 0 and finite, got inf"):
         sample(cond, no_context=no_context, context_guidance=math.inf)
+    with pytest.raises(ValueError, match=r"no_context must be of shape \(6,\) or \(3, 6\), got \(1, 6\)"):
+        sample(cond, no_context=no_context[None], context_guidance=2.0)
 
 
+@pytest.mark.parametrize("clamp", [False, True, "guided"])
 @torch.no_grad()
-def test_context_guides_what_a_second_condition_has_guided():
-    head = stir(make_head(ElucidatedDiffusion, {}), 0.3)
+def test_context_guides_what_a_second_condition_has_guided(clamp):
+    def held(denoised, one, other):
+        if clamp == "guided":
+            both = torch.stack((one, other))
+            return torch.minimum(torch.maximum(denoised, both.amin(dim=0).clamp(max=-1)), both.amax(dim=0).clamp(min=1))
+        return denoised
+
+    head = stir(make_head(ElucidatedDiffusion, dict(clamp_during_sampling=clamp)), 0.3)
     cond, uncond, no_context = torch.randn(3, 3, 6)
     noise = torch.randn((3, 4), generator=torch.Generator().manual_seed(0))
     levels = [*karras_schedule(24, head.sigma_min, head.sigma_max, head.rho), 0.0]
@@ -222,9 +231,10 @@ def test_context_guides_what_a_second_condition_has_guided():
     for sigma, next_sigma in itertools.pairwise(levels):
         time = head.c_noise(torch.tensor(sigma))
         one, other, none = (head.denoised(x, sigma, head.net.modulate(time, c)) for c in (cond, uncond, no_context))
-        denoised = other + 3.0 * (one - other)
+        denoised = held(other + 3.0 * (one - other), one, other)
         if 0.3 < sigma <= 3:
-            denoised = none + 1.5 * (denoised - none)
+            denoised = held(none + 1.5 * (denoised - none), denoised, none)
+        denoised = denoised.clamp(-1, 1) if clamp is True else denoised
         x = x + (next_sigma - sigma) * (x - denoised) / sigma
     options = dict(num_steps=24, solver="euler", no_context=no_context, context_guidance=1.5)
     guided = head.sample(cond, uncond, 3.0, generator=torch.Generator().manual_seed(0), **options)
