@@ -75,10 +75,9 @@ def main() -> None:
             right = f"{(seen == np.arange(len(seen)) * 10 // len(seen)).mean():.1%}" if labelled else ""
             nearest = np.median(neighbours.kneighbors(samples)[0][:, 0])
             counts = " ".join(f"{count:3}" for count in np.bincount(seen, minlength=10))
-            print(
-                f"{run:24} {guidance:8} {context_guidance or '':8} {right:>6} {sure(samples):6.1%} {nearest:8.2f}  {counts}",
-                flush=True,
-            )
+            context = "" if context_guidance is None else context_guidance
+            scales = f"{guidance:8} {context:8}"
+            print(f"{run:24} {scales} {right:>6} {sure(samples):6.1%} {nearest:8.2f}  {counts}", flush=True)
 
 
 if __name__ == "__main__":
