@@ -171,8 +171,8 @@ class _SamplingRun:
 
         self.classes = config["classes"]
         guided = dict(guidance_scale=guidance, guidance_schedule=guidance_schedule, guidance_interval=guidance_interval)
-        plain = dict(solver=solver, num_steps=steps, temperature=temperature, context_guidance=context_guidance)
-        self.sample_kwargs = dict(compile=compile, **plain, **guided)
+        guided |= dict(context_guidance=context_guidance)
+        self.sample_kwargs = dict(solver=solver, num_steps=steps, temperature=temperature, compile=compile, **guided)
         try:
             unconditional = Guidance(guidance, guidance_schedule, guidance_interval).is_unconditional
             self.labels = self._labels(names, unconditional)

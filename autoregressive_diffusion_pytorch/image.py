@@ -17,7 +17,7 @@ from autoregressive_diffusion_pytorch.checks import as_height_and_width, as_tens
 from autoregressive_diffusion_pytorch.pretrained import Pretrained
 from autoregressive_diffusion_pytorch.processes import map_over_processes
 
-CONTEXT_DROP_PROB = 0.1
+CONTEXT_DROP_PROB = 0.1  # share of the tokens that image models learn without context, by default
 VALUE_INTERVAL = 2 / 255  # between neighbouring 8-bit values, in the range of tokens
 
 
