@@ -16,8 +16,9 @@ RECIPE = dict(
 )
 
 
-# samples are drawn with the model's own context guidance, and in some rows with others
+# samples are drawn with the model's own context guidance and steps of the solver, and in some rows with others
 BY_CONTEXT_GUIDANCE = {"": {}} | {f"context guidance {scale}": dict(context_guidance=scale) for scale in (1.0, 1.25, 1.75, 2.0)}
+BY_STEPS = {"": {}} | {f"{n} steps": dict(num_steps=n) for n in (4, 6, 16)}
 
 
 def change(name: str, **changes) -> Configuration:
@@ -49,9 +50,19 @@ def comparison(image_size: int, patch_size: int, peer_patch_size: int) -> list[C
     """Both heads of both sides, each side at its best patch size."""
     heads = ("diffusion", "flow")
     arguments = dict(image_size=image_size)
+    samplings = BY_CONTEXT_GUIDANCE | BY_STEPS
     return [
         *(peer(f"0.4.0, {head}", head=head, patch_size=peer_patch_size, **arguments) for head in heads),
-        *(change(f"this, {head}", head=head, patch_size=patch_size, samplings=BY_CONTEXT_GUIDANCE, **arguments) for head in heads),
+        *(change(f"this, {head}", head=head, patch_size=patch_size, samplings=samplings, **arguments) for head in heads),
+    ]
+
+
+def labelled_comparison() -> list[Configuration]:
+    """Of images in a folder for each class: with labels here, without in version 0.4.0, which knows none."""
+    guided = {f"guidance {scale}": dict(guidance_scale=scale) for scale in (1.5, 2.0)}
+    return [
+        peer("0.4.0, flow", head="flow", patch_size=8),
+        *(change(f"this, {head}, labels", head=head, labels=True, samplings=BY_STEPS | guided) for head in ("flow", "diffusion")),
     ]
 
 
@@ -96,6 +107,7 @@ def ablations() -> list[Configuration]:
         change("cosine schedule", trainer=dict(lr_schedule="cosine", num_train_steps=750)),
         change("beta2 of 0.95", trainer=dict(adam_kwargs=dict(betas=(0.9, 0.95)))),
         change("no weight decay", trainer=dict(adam_kwargs=dict(weight_decay=0.0))),
+        change("bf16", trainer=dict(accelerate_kwargs=dict(mixed_precision="bf16"))),
         change("Muon", trainer_variant="muon"),
         change("mirrored images", dataset=dict(augment_horizontal_flip=True)),
         # keeping them takes time
@@ -118,9 +130,9 @@ def ablations() -> list[Configuration]:
 
 
 def solvers() -> list[Configuration]:
-    """Every solver at 4 to 24 evaluations of the head's network a token."""
+    """Every solver at 3 to 24 evaluations of the head's network a token."""
     evaluations = (4, 6, 12, 24)
-    one = {f"{solver}, {n} steps": dict(solver=solver, num_steps=n) for solver in ("dpmpp_2m", "euler") for n in evaluations}
+    one = {f"{solver}, {n} steps": dict(solver=solver, num_steps=n) for solver in ("dpmpp_2m", "euler") for n in (3, *evaluations)}
     two = {
         f"{solver}, {n // 2} steps": dict(solver=solver, num_steps=n // 2) for solver in ("midpoint", "heun") for n in evaluations
     }
@@ -152,6 +164,7 @@ SETS = {
     "patch-sizes": patch_sizes(),
     "comparison": comparison(32, 8, 8),
     "comparison-64": comparison(64, 8, 8),
+    "labelled-comparison": labelled_comparison(),
     "ablations": ablations(),
     "solvers": solvers(),
     "labels": labels(),

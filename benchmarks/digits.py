@@ -30,12 +30,13 @@ from sklearn.model_selection import train_test_split
 from sklearn.neighbors import NearestNeighbors
 
 
-def draw(run: str, count: int, seed: int, guidance: float, context_guidance: float | None) -> np.ndarray:
-    """Samples (n 64) with values in [0, 16], as the real digits have."""
+def draw(run: str, count: int, seed: int, **options: float | None) -> np.ndarray:
+    """Samples (n 64) with values in [0, 16], as the real digits have. Options are those of `ardiff sample`; None leaves one out."""
     with tempfile.TemporaryDirectory() as folder:
         command = [Path(sys.executable).with_name("ardiff"), "sample", run, "--count", str(count), "--batch-size", "500"]
-        command += ["--seed", str(seed), "--guidance", str(guidance), "--files", folder, "--output", f"{folder}/grid/grid.png"]
-        command += [] if context_guidance is None else ["--context-guidance", str(context_guidance)]
+        command += ["--seed", str(seed), "--files", folder, "--output", f"{folder}/grid/grid.png"]
+        for name, value in options.items():
+            command += [] if value is None else [f"--{name.replace('_', '-')}", str(value)]
         result = subprocess.run(command, capture_output=True, text=True)
         if result.returncode:
             raise SystemExit(result.stderr)
@@ -52,6 +53,7 @@ def main() -> None:
         "--guidance", nargs="+", type=float, default=[1.0, 1.25, 1.5, 2.0, 3.0, 4.0], help="scales, for runs with labels"
     )
     parser.add_argument("--context-guidance", nargs="+", type=float, default=[None], help="scales; by default the run's own")
+    parser.add_argument("--steps", nargs="+", type=int, default=[None], help="of the solver; by default the run's own")
     args = parser.parse_args()
 
     real, labels = load_digits(return_X_y=True)
@@ -65,19 +67,22 @@ def main() -> None:
     between_real = np.median(neighbours.kneighbors(real)[0][:, 1])
     print(f"held-out real digits: {classifier.score(held_out, held_out_labels):.1%} right, {sure(held_out):.1%} sure")
     print(f"nearest other real digit: {between_real:.2f}\n")
-    print(f"{'run':24} {'guidance':>8} {'context':>8} {'right':>6} {'sure':>6} {'nearest':>8}  classes 0 to 9")
+    print(f"{'run':24} {'guidance':>8} {'context':>8} {'steps':>5} {'right':>6} {'sure':>6} {'nearest':>8}  classes 0 to 9")
     for run in args.runs:
         labelled = json.loads((Path(run) / "config.json").read_text()).get("classes") is not None
-        for guidance, context_guidance in product(args.guidance if labelled else [1.0], args.context_guidance):
-            samples = draw(run, args.count, args.seed, guidance, context_guidance)
+        scales = args.guidance if labelled else [1.0]
+        for guidance, context_guidance, steps in product(scales, args.context_guidance, args.steps):
+            options = dict(guidance=guidance, context_guidance=context_guidance, steps=steps)
+            samples = draw(run, args.count, args.seed, **options)
             seen = classifier.predict(samples)
             # as many of each digit, in their order
             right = f"{(seen == np.arange(len(seen)) * 10 // len(seen)).mean():.1%}" if labelled else ""
             nearest = np.median(neighbours.kneighbors(samples)[0][:, 0])
             counts = " ".join(f"{count:3}" for count in np.bincount(seen, minlength=10))
-            context = "" if context_guidance is None else context_guidance
-            scales = f"{guidance:8} {context:8}"
-            print(f"{run:24} {scales} {right:>6} {sure(samples):6.1%} {nearest:8.2f}  {counts}", flush=True)
+            context, steps = ("" if value is None else value for value in (context_guidance, steps))
+            print(
+                f"{run:24} {guidance:8} {context:8} {steps:5} {right:>6} {sure(samples):6.1%} {nearest:8.2f}  {counts}", flush=True
+            )
 
 
 if __name__ == "__main__":

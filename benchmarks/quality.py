@@ -173,6 +173,7 @@ def plot(rows: list[dict], file: Path) -> None:
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
+    from matplotlib.ticker import LogLocator
 
     names = list(dict.fromkeys(row["configuration"] for row in rows))
     figure, axes = pyplot.subplots(1, len(names), figsize=(9, 3.6), sharey=True, squeeze=False, layout="constrained")
@@ -184,7 +185,9 @@ def plot(rows: list[dict], file: Path) -> None:
         for solver, points in curves.items():
             axis.plot(*zip(*sorted(points), strict=True), marker="o", markersize=4, label=solver)
         axis.set(title=name, xlabel="evaluations of the head's network for each token", xscale="log", yscale="log")
-        axis.set_xticks(ticks := sorted({evaluations for points in curves.values() for evaluations, _ in points}), map(str, ticks))
+        axis.set_xticks(ticks := sorted(evaluations for evaluations, _ in next(iter(curves.values()))), map(str, ticks))
+        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.yaxis.set_major_formatter("{x:g}")
         axis.minorticks_off()
         axis.legend()
     axes[0, 0].set_ylabel("distance to the real images")

@@ -174,12 +174,13 @@ def work_as_ours(configuration: Configuration, folder: Path, images: str) -> Non
         add_mark(folder, minutes, steps=trainer.step)
         return {}
 
+    real_labels = torch.tensor([label for _, label in dataset]) if configuration.labels else None
+
     def draw(average: str, count: int, file: str, **sampling) -> dict:
         labels = None
         if configuration.labels:
             # each as often as among the real images
-            every = torch.tensor([label for _, label in dataset])
-            labels = every[torch.arange(count) * len(every) // count]
+            labels = real_labels[torch.arange(count) * len(real_labels) // count]
         steps = {name: sampling.get(name) for name in ("num_steps", "solver")}
         evaluations = averages[average].model.head.num_evaluations(**steps)
         return _draw(averages[average], count, file, labels, **sampling) | dict(evaluations=evaluations)
