@@ -23,6 +23,16 @@ def karras_schedule(num_levels: int, sigma_min: float, sigma_max: float, rho: fl
     return [{0.0: sigma_max, 1.0: sigma_min}.get(t, (top + t * (bottom - top)) ** rho) for t in ramp]
 
 
+def long_ended_schedule(num_steps: int, sigma_min: float, sigma_max: float, rho: float) -> list[float]:
+    """`karras_schedule` for steps of which the first and the last are twice as long as the others.
+
+    Under so much noise a denoiser sees only what it has seen without any data, and under so little nothing is open: a few
+    evaluations are better spent between. The levels are those of two more steps, without the second and the last but one.
+    """
+    levels = karras_schedule(num_steps + 3, sigma_min, sigma_max, rho)
+    return [levels[0], *levels[2:-2], levels[-1]]
+
+
 def euler(velocity: Field, x: State, times: Sequence[float]) -> State:
     """First order: one evaluation a step, at its start."""
     for time, next_time in pairwise(times):

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import partial
 from typing import ClassVar, Literal
 
 import torch
@@ -17,7 +16,16 @@ from autoregressive_diffusion_pytorch.checks import check_above_zero
 from autoregressive_diffusion_pytorch.denoiser import MLP
 from autoregressive_diffusion_pytorch.heads.head import Head
 from autoregressive_diffusion_pytorch.likelihood import FlowToNoise
-from autoregressive_diffusion_pytorch.solvers import Field, State, dpmpp_2m, euler, karras_schedule, midpoint, stochastic_heun
+from autoregressive_diffusion_pytorch.solvers import (
+    Field,
+    State,
+    dpmpp_2m,
+    euler,
+    karras_schedule,
+    long_ended_schedule,
+    midpoint,
+    stochastic_heun,
+)
 
 ODE_SOLVERS = {"euler": euler, "midpoint": midpoint}
 
@@ -41,7 +49,7 @@ class ElucidatedDiffusion(Head):
         num_noise_draws: noise draws for each token and training step.
     """
 
-    NUM_SAMPLE_STEPS: ClassVar = dict(euler=32, midpoint=16, heun=32, dpmpp_2m=6)
+    NUM_SAMPLE_STEPS: ClassVar = dict(euler=32, midpoint=16, heun=32, dpmpp_2m=16)
 
     def __init__(
         self,
@@ -153,13 +161,16 @@ class ElucidatedDiffusion(Head):
         )
 
     def integrate(self, denoise: Field, *, noise: Callable[[], State], num_steps: int, solver: str) -> State:
-        schedule = partial(karras_schedule, sigma_min=self.sigma_min, sigma_max=self.sigma_max, rho=self.rho)
+        levels = dict(sigma_min=self.sigma_min, sigma_max=self.sigma_max, rho=self.rho)
         x = self.sigma_max * noise()
         if solver == "dpmpp_2m":
             # it ends at sigma_min: from there to 0 it would take an evaluation that changes next to nothing
-            return dpmpp_2m(denoise, x, schedule(num_steps + 1), alpha=lambda sigma: 1.0, sigma=lambda sigma: sigma)
+            return dpmpp_2m(
+                denoise, x, long_ended_schedule(num_steps, **levels), alpha=lambda sigma: 1.0, sigma=lambda sigma: sigma
+            )
+        sigmas = [*karras_schedule(num_steps, **levels), 0.0]
         if solver == "heun":
             churn = dict(S_churn=self.S_churn, S_tmin=self.S_tmin, S_tmax=self.S_tmax, S_noise=self.S_noise)
-            return stochastic_heun(denoise, x, [*schedule(num_steps), 0.0], noise=noise, **churn)
+            return stochastic_heun(denoise, x, sigmas, noise=noise, **churn)
         # eq. 1, with time as the noise level and eq. 3 for the score
-        return ODE_SOLVERS[solver](lambda x, sigma: (x - denoise(x, sigma)) / sigma, x, [*schedule(num_steps), 0.0])
+        return ODE_SOLVERS[solver](lambda x, sigma: (x - denoise(x, sigma)) / sigma, x, sigmas)
