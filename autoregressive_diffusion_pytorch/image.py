@@ -18,7 +18,7 @@ from autoregressive_diffusion_pytorch.pretrained import Pretrained
 from autoregressive_diffusion_pytorch.processes import map_over_processes
 
 CONTEXT_DROP_PROB = 0.1  # share of the tokens that image models learn without context, by default
-NUM_SAMPLE_STEPS = 3  # of "dpmpp_2m", by default: chosen by the look of images
+IMAGE_SAMPLE_STEPS = 3  # of the solver "dpmpp_2m", by default
 VALUE_INTERVAL = 2 / 255  # between neighbouring 8-bit values, in the range of tokens
 
 
@@ -46,7 +46,7 @@ class ImageAutoregressive(Module, Pretrained):
         dim_cond: width of vectors to tell it what to draw, none by default.
         model: arguments of the sequence model, but for `dim_input` and `max_seq_len`, which follow from the sizes. By default it
             learns some tokens without context, `CONTEXT_DROP_PROB` of them, and draws with context guidance; and its head takes
-            `NUM_SAMPLE_STEPS` of the solver "dpmpp_2m", and holds tokens in the range of images where guidance would push them
+            `IMAGE_SAMPLE_STEPS` of the solver "dpmpp_2m", and holds tokens in the range of images where guidance would push them
             out (`clamp_during_sampling`).
         model_class: class of the sequence model.
     """
@@ -87,7 +87,7 @@ class ImageAutoregressive(Module, Pretrained):
         sizes = dict(dim_input=dim_input, max_seq_len=(rows, columns))
         head_kwargs = dict(clamp_during_sampling="guided") | (model.get(model_class.head_argument) or {})
         if head_kwargs.get("solver") in (None, "dpmpp_2m") and not head_kwargs.get("S_churn"):
-            head_kwargs = dict(num_sample_steps=NUM_SAMPLE_STEPS) | head_kwargs
+            head_kwargs.setdefault("num_sample_steps", IMAGE_SAMPLE_STEPS)
         model = dict(context_drop_prob=CONTEXT_DROP_PROB) | model | {model_class.head_argument: head_kwargs}
         self.model = model_class(**model, **sizes, num_classes=num_classes, dim_cond=dim_cond)
 

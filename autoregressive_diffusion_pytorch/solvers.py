@@ -24,10 +24,9 @@ def karras_schedule(num_levels: int, sigma_min: float, sigma_max: float, rho: fl
 
 
 def long_ended_schedule(num_steps: int, sigma_min: float, sigma_max: float, rho: float) -> list[float]:
-    """`karras_schedule` for steps of which the first and the last are twice as long as the others.
+    """`karras_schedule` of two more steps without the second and the last but one level: first and last step are twice as long.
 
-    Under so much noise a denoiser sees only what it has seen without any data, and under so little nothing is open: a few
-    evaluations are better spent between. The levels are those of two more steps, without the second and the last but one.
+    Of a few evaluations the second would say again what the first has said of noise alone, and the last find nothing open.
     """
     levels = karras_schedule(num_steps + 3, sigma_min, sigma_max, rho)
     return [levels[0], *levels[2:-2], levels[-1]]

@@ -17,7 +17,7 @@ RECIPE = dict(
 
 
 # samples are drawn with the model's own context guidance and steps of the solver, and in some rows with others
-BY_CONTEXT_GUIDANCE = {"": {}} | {f"context guidance {scale}": dict(context_guidance=scale) for scale in (1.0, 1.25, 1.75, 2.0)}
+BY_CONTEXT_GUIDANCE = {"": {}} | {f"context guidance {scale}": dict(context_guidance=scale) for scale in (1.0, 1.5, 1.75)}
 BY_STEPS = {"": {}} | {f"{n} steps": dict(num_steps=n) for n in (4, 6, 16)}
 
 

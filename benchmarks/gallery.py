@@ -1,7 +1,7 @@
 """Pictures of what `quality.py` trained: samples by minute of training, and the training images nearest to samples.
 
     python benchmarks/gallery.py progress runs/comparison images/progress.png
-    python benchmarks/gallery.py nearest runs/comparison images/nearest.png --only 'ours, flow'
+    python benchmarks/gallery.py nearest runs/comparison images/nearest.png --only 'this, flow'
 
 `progress` draws a row for each configuration and a block of samples for each mark: the first ones, not chosen ones.
 
@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
-from quality_worker import marks_of
+from quality_worker import marks_of, newest_mark
 
 PADDING = 2  # pixels between images
 MARGIN = 12  # around blocks
@@ -74,7 +74,7 @@ def draw_progress(args: argparse.Namespace) -> None:
 def draw_nearest(args: argparse.Namespace) -> None:
     blocks, rows = [], []
     for name, folder in folders_of(args).items():
-        newest = max(folder.glob("samples*.npy"), key=lambda file: file.stat().st_mtime)
+        newest = folder / f"samples.{newest_mark(folder):g}.npy"  # drawn as the model draws by default
         samples = np.load(newest)
         real = np.load(args.folder / f"real.{samples.shape[1]}.npy")
         mirrored = np.concatenate((real, real[:, :, ::-1]))

@@ -185,7 +185,7 @@ def plot(rows: list[dict], file: Path) -> None:
         for solver, points in curves.items():
             axis.plot(*zip(*sorted(points), strict=True), marker="o", markersize=4, label=solver)
         axis.set(title=name, xlabel="evaluations of the head's network for each token", xscale="log", yscale="log")
-        axis.set_xticks(ticks := sorted(evaluations for evaluations, _ in next(iter(curves.values()))), map(str, ticks))
+        axis.set_xticks(ticks := sorted(evaluations for evaluations, _ in next(iter(curves.values()), [])), map(str, ticks))
         axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axis.yaxis.set_major_formatter("{x:g}")
         axis.minorticks_off()

@@ -7,7 +7,7 @@ from helpers import ideal_head, record_steps, stir
 
 from autoregressive_diffusion_pytorch import ImageAutoregressiveDiffusion, ImageAutoregressiveFlow
 from autoregressive_diffusion_pytorch.autoregressive import CONTEXT_GUIDANCE
-from autoregressive_diffusion_pytorch.image import NUM_SAMPLE_STEPS, draw_images, patchify, unpatchify
+from autoregressive_diffusion_pytorch.image import IMAGE_SAMPLE_STEPS, draw_images, patchify, unpatchify
 
 models = pytest.mark.parametrize("model_class", [ImageAutoregressiveDiffusion, ImageAutoregressiveFlow])
 SMALL = dict(dim=16, depth=1, heads=2, dim_head=8, mlp_depth=1, mlp_width=16)
@@ -111,7 +111,7 @@ def test_images_take_few_steps_of_the_default_solver(model_class):
     def steps(**head_kwargs):
         return small_model(model_class, model=SMALL | {name: head_kwargs}).model.head.num_sample_steps
 
-    assert steps() == steps(solver="dpmpp_2m") == NUM_SAMPLE_STEPS
+    assert steps() == steps(solver="dpmpp_2m") == IMAGE_SAMPLE_STEPS
     assert steps(num_sample_steps=7) == 7
     own = small_model(model_class).model.head.NUM_SAMPLE_STEPS
     assert steps(solver="euler") == own["euler"]

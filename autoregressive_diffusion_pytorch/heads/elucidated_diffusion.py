@@ -39,7 +39,8 @@ class ElucidatedDiffusion(Head):
             Algorithm 1, and with `S_churn` above 0 the stochastic Algorithm 2). By default "heun" if `S_churn` is above 0, else
             "dpmpp_2m".
         num_sample_steps: steps of the solver; by default `NUM_SAMPLE_STEPS` of it.
-        sigma_min, sigma_max, rho: the sampling schedule, eq. 5. "dpmpp_2m" ends at `sigma_min`, the others at 0.
+        sigma_min, sigma_max, rho: the sampling schedule, eq. 5; "dpmpp_2m" has that of `long_ended_schedule`, and ends at `sigma_min`,
+            the others at 0.
         sigma_data: standard deviation of the tokens' entries.
         P_mean, P_std: mean and standard deviation of ln(sigma) in training. The mean is that of Karras et al. 2024 for latents
             (https://arxiv.org/abs/2312.02696): with the -1.2 of 2022, for whole images, patches of images get worse.
@@ -49,7 +50,7 @@ class ElucidatedDiffusion(Head):
         num_noise_draws: noise draws for each token and training step.
     """
 
-    NUM_SAMPLE_STEPS: ClassVar = dict(euler=32, midpoint=16, heun=32, dpmpp_2m=16)
+    NUM_SAMPLE_STEPS: ClassVar = dict(euler=32, midpoint=16, heun=32, dpmpp_2m=24)
 
     def __init__(
         self,

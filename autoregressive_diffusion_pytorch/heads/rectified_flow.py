@@ -57,7 +57,7 @@ class RectifiedFlow(Head):
         num_noise_draws: noise draws for each token and training step.
     """
 
-    NUM_SAMPLE_STEPS: ClassVar = dict(euler=32, midpoint=16, heun=16, dpmpp_2m=16, euler_maruyama=32)
+    NUM_SAMPLE_STEPS: ClassVar = dict(euler=32, midpoint=16, heun=16, dpmpp_2m=24, euler_maruyama=32)
 
     def __init__(
         self,

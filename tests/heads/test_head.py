@@ -10,7 +10,7 @@ import torch
 from helpers import STANDARD_ERRORS, assert_mean, assert_std, ideal_head, stir
 
 from autoregressive_diffusion_pytorch import MLP, ElucidatedDiffusion, RectifiedFlow
-from autoregressive_diffusion_pytorch.solvers import karras_schedule
+from autoregressive_diffusion_pytorch.solvers import karras_schedule, long_ended_schedule
 
 HEADS = [
     pytest.param(ElucidatedDiffusion, {}, id="diffusion"),
@@ -298,8 +298,36 @@ def test_times_are_exact_whatever_the_default_type(head_class, kwargs):
 
 
 @heads
+@pytest.mark.parametrize("shape", [(), (3, 5)])
+def test_both_guidances_of_conditions_of_any_shape(head_class, kwargs, shape):
+    head = stir(make_head(head_class, kwargs))
+    cond, uncond = torch.randn(2, *shape, 6)
+    no_context = torch.randn(6)
+
+    def sample(cond, uncond, no_context):
+        generator = torch.Generator().manual_seed(0)
+        return head.sample(cond, uncond, 2.0, no_context=no_context, context_guidance=1.5, num_steps=4, generator=generator)
+
+    expected = sample(cond.reshape(-1, 6), uncond.reshape(-1, 6), no_context).view(*shape, 4)
+    for given in (no_context, no_context.expand_as(cond)):
+        torch.testing.assert_close(sample(cond, uncond, given), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("head_class", [ElucidatedDiffusion, RectifiedFlow])
+@pytest.mark.parametrize("num_steps", [1, 2, 3, 8])
+def test_the_default_solver_takes_its_first_and_last_step_longer(head_class, num_steps, monkeypatch):
+    head = stir(make_head(head_class, {}))
+    seen = []
+    noise_level = head.noise_level
+    monkeypatch.setattr(head, "noise_level", lambda time: seen.append(noise_level(time)) or seen[-1])
+    head.sample(torch.randn(2, 6), num_steps=num_steps)
+    first, *others = long_ended_schedule(num_steps, sigma_min=0.002, sigma_max=80.0, rho=7.0)[:-1]
+    assert seen == pytest.approx([math.inf if head_class is RectifiedFlow else first, *others])
+
+
+@heads
 def test_the_network_is_asked_for_its_modulations_once(head_class, kwargs, monkeypatch):
-    # of the times once for all tokens, of the condition once a token; only `denoise` runs at each evaluation
+    # of the times once for all tokens, of all conditions once a token; only `denoise` runs at each evaluation
     head = stir(make_head(head_class, kwargs))
     calls = dict.fromkeys(("modulate_time", "modulate_cond", "denoise"), 0)
 
@@ -314,7 +342,7 @@ def test_the_network_is_asked_for_its_modulations_once(head_class, kwargs, monke
         monkeypatch.setattr(head.net, name, counted(name, getattr(head.net, name)))
     draw = head.sampler(solver="midpoint", num_steps=5)
     for _ in range(3):
-        draw(torch.randn(2, 6))
+        draw(torch.randn(2, 6), torch.randn(2, 6), 2.0, torch.randn(6), 1.5)
     assert calls == dict(modulate_time=1, modulate_cond=3, denoise=3 * 2 * 5)
 
 
