@@ -23,11 +23,14 @@ def karras_schedule(num_levels: int, sigma_min: float, sigma_max: float, rho: fl
     return [{0.0: sigma_max, 1.0: sigma_min}.get(t, (top + t * (bottom - top)) ** rho) for t in ramp]
 
 
-def long_ended_schedule(num_steps: int, sigma_min: float, sigma_max: float, rho: float) -> list[float]:
-    """`karras_schedule` of two more steps without the second and the last but one level: first and last step are twice as long.
+def multistep_schedule(num_steps: int, sigma_min: float, sigma_max: float, rho: float) -> list[float]:
+    """The levels of `num_steps` steps of `dpmpp_2m`: `karras_schedule`, but of fewer than five steps the ends are twice as long.
 
-    Of a few evaluations the second would say again what the first has said of noise alone, and the last find nothing open.
+    Of so few evaluations the second would say again what the first has said of noise alone, and the last find nothing open. The
+    levels are then those of two more steps without the second and the last but one.
     """
+    if num_steps >= 5:
+        return karras_schedule(num_steps + 1, sigma_min, sigma_max, rho)
     levels = karras_schedule(num_steps + 3, sigma_min, sigma_max, rho)
     return [levels[0], *levels[2:-2], levels[-1]]
 

@@ -11,8 +11,8 @@ from autoregressive_diffusion_pytorch.solvers import (
     euler_maruyama,
     heun,
     karras_schedule,
-    long_ended_schedule,
     midpoint,
+    multistep_schedule,
     stochastic_heun,
     visited_times,
 )
@@ -39,14 +39,15 @@ def test_schedule_is_even_in_the_root_of_the_noise_level():
     assert karras_schedule(1, sigma_min=0.01, sigma_max=50.0, rho=5.0) == pytest.approx([50.0])
 
 
-def test_the_first_and_the_last_step_are_twice_as_long():
-    for num_steps in (1, 2, 3, 8):
-        sigmas = long_ended_schedule(num_steps, sigma_min=0.01, sigma_max=50.0, rho=5.0)
+def test_of_a_few_steps_the_first_and_the_last_are_twice_as_long():
+    for num_steps in (1, 2, 3, 4):
+        sigmas = multistep_schedule(num_steps, sigma_min=0.01, sigma_max=50.0, rho=5.0)
         assert (sigmas[0], sigmas[-1]) == (50.0, 0.01)
         roots = [sigma**0.2 for sigma in sigmas]
         lengths = [2.0, *[1.0] * (num_steps - 2), 2.0] if num_steps > 1 else [4.0]
         steps = [a - b for a, b in pairwise(roots)]
         assert steps == pytest.approx([(roots[0] - roots[-1]) * length / sum(lengths) for length in lengths])
+    assert multistep_schedule(5, sigma_min=0.01, sigma_max=50.0, rho=5.0) == karras_schedule(6, 0.01, 50.0, 5.0)
 
 
 @pytest.mark.parametrize(("solver", "order"), [(euler, 1), (midpoint, 2), (heun, 2)])

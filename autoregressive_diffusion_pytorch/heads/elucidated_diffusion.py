@@ -22,8 +22,8 @@ from autoregressive_diffusion_pytorch.solvers import (
     dpmpp_2m,
     euler,
     karras_schedule,
-    long_ended_schedule,
     midpoint,
+    multistep_schedule,
     stochastic_heun,
 )
 
@@ -39,8 +39,8 @@ class ElucidatedDiffusion(Head):
             Algorithm 1, and with `S_churn` above 0 the stochastic Algorithm 2). By default "heun" if `S_churn` is above 0, else
             "dpmpp_2m".
         num_sample_steps: steps of the solver; by default `NUM_SAMPLE_STEPS` of it.
-        sigma_min, sigma_max, rho: the sampling schedule, eq. 5; "dpmpp_2m" has that of `long_ended_schedule`, and ends at `sigma_min`,
-            the others at 0.
+        sigma_min, sigma_max, rho: the sampling schedule, eq. 5; "dpmpp_2m" has that of `multistep_schedule` and ends at
+            `sigma_min`, the others at 0.
         sigma_data: standard deviation of the tokens' entries.
         P_mean, P_std: mean and standard deviation of ln(sigma) in training. The mean is that of Karras et al. 2024 for latents
             (https://arxiv.org/abs/2312.02696): with the -1.2 of 2022, for whole images, patches of images get worse.
@@ -50,7 +50,7 @@ class ElucidatedDiffusion(Head):
         num_noise_draws: noise draws for each token and training step.
     """
 
-    NUM_SAMPLE_STEPS: ClassVar = dict(euler=32, midpoint=16, heun=32, dpmpp_2m=24)
+    NUM_SAMPLE_STEPS: ClassVar = dict(euler=32, midpoint=16, heun=32, dpmpp_2m=16)
 
     def __init__(
         self,
@@ -166,9 +166,7 @@ class ElucidatedDiffusion(Head):
         x = self.sigma_max * noise()
         if solver == "dpmpp_2m":
             # it ends at sigma_min: from there to 0 it would take an evaluation that changes next to nothing
-            return dpmpp_2m(
-                denoise, x, long_ended_schedule(num_steps, **levels), alpha=lambda sigma: 1.0, sigma=lambda sigma: sigma
-            )
+            return dpmpp_2m(denoise, x, multistep_schedule(num_steps, **levels), alpha=lambda sigma: 1.0, sigma=lambda sigma: sigma)
         sigmas = [*karras_schedule(num_steps, **levels), 0.0]
         if solver == "heun":
             churn = dict(S_churn=self.S_churn, S_tmin=self.S_tmin, S_tmax=self.S_tmax, S_noise=self.S_noise)

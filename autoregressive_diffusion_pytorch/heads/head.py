@@ -130,8 +130,8 @@ class Head(Module, ABC):
 
         Args:
             num_steps: steps of the solver, at least 1; by default the head's `num_sample_steps` or, where another solver than the
-                head's is asked for, that solver's number in `NUM_SAMPLE_STEPS`. 24 of "dpmpp_2m" make a Gaussian of the spread
-                `sigma_data` 3 % wider, one of a tenth of that 8 %.
+                head's is asked for, that solver's number in `NUM_SAMPLE_STEPS`. 16 of "dpmpp_2m" make a Gaussian of the spread
+                `sigma_data`, or of a tenth of that, 7 to 9 % wider.
             solver: name of the solver, by default the head's.
             temperature: factor on every noise that the sampler draws, at least 0. A Gaussian's standard deviation is
                 multiplied by just this factor; 1 changes nothing, 0 is deterministic.

@@ -24,8 +24,8 @@ from autoregressive_diffusion_pytorch.solvers import (
     euler,
     euler_maruyama,
     heun,
-    long_ended_schedule,
     midpoint,
+    multistep_schedule,
 )
 
 ODE_SOLVERS = {"euler": euler, "midpoint": midpoint, "heun": heun}
@@ -44,7 +44,7 @@ class RectifiedFlow(Head):
         solver: "dpmpp_2m" or "euler" (one evaluation of the network a step), "midpoint" or "heun" (two), or "euler_maruyama" (one,
             with fresh noise at each step).
         num_sample_steps: steps of the solver from time 0 to 1; by default `NUM_SAMPLE_STEPS` of it. The times are even, but
-            those of "dpmpp_2m" follow `long_ended_schedule`.
+            those of "dpmpp_2m" follow `multistep_schedule`.
         model_output_clean: the network gives the clean token, from which the velocity follows, instead of the velocity itself. The
             token is preconditioned as the denoised one of Karras et al. 2022: `token = c_skip(t) · x_t + c_out(t) · network`, so
             that input and target of the network have unit variance at all times.
@@ -57,7 +57,7 @@ class RectifiedFlow(Head):
         num_noise_draws: noise draws for each token and training step.
     """
 
-    NUM_SAMPLE_STEPS: ClassVar = dict(euler=32, midpoint=16, heun=16, dpmpp_2m=24, euler_maruyama=32)
+    NUM_SAMPLE_STEPS: ClassVar = dict(euler=32, midpoint=16, heun=16, dpmpp_2m=16, euler_maruyama=32)
 
     def __init__(
         self,
@@ -159,7 +159,7 @@ class RectifiedFlow(Head):
             # its times follow the noise levels (1 - t) / t of Karras et al. 2022, who have data of standard deviation 0.5; but for
             # the first: it is noise alone. It ends at the lowest: a step from there to 0 would change next to nothing
             unit = self.sigma_data / 0.5
-            sigmas = long_ended_schedule(num_steps, sigma_min=0.002 * unit, sigma_max=80.0 * unit, rho=7.0)
+            sigmas = multistep_schedule(num_steps, sigma_min=0.002 * unit, sigma_max=80.0 * unit, rho=7.0)
             times = [0.0, *(1 / (1 + sigma) for sigma in sigmas[1:])]
             # on the straight path, x_t + (1 - t) · velocity is the clean token
             x = dpmpp_2m(lambda x, t: x + (1 - t) * velocity(x, t), noise(), times, alpha=lambda t: t, sigma=lambda t: 1 - t)

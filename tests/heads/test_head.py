@@ -10,7 +10,7 @@ import torch
 from helpers import STANDARD_ERRORS, assert_mean, assert_std, ideal_head, stir
 
 from autoregressive_diffusion_pytorch import MLP, ElucidatedDiffusion, RectifiedFlow
-from autoregressive_diffusion_pytorch.solvers import karras_schedule, long_ended_schedule
+from autoregressive_diffusion_pytorch.solvers import karras_schedule, multistep_schedule
 
 HEADS = [
     pytest.param(ElucidatedDiffusion, {}, id="diffusion"),
@@ -315,13 +315,13 @@ def test_both_guidances_of_conditions_of_any_shape(head_class, kwargs, shape):
 
 @pytest.mark.parametrize("head_class", [ElucidatedDiffusion, RectifiedFlow])
 @pytest.mark.parametrize("num_steps", [1, 2, 3, 8])
-def test_the_default_solver_takes_its_first_and_last_step_longer(head_class, num_steps, monkeypatch):
+def test_the_default_solver_evaluates_at_the_levels_of_its_schedule(head_class, num_steps, monkeypatch):
     head = stir(make_head(head_class, {}))
     seen = []
     noise_level = head.noise_level
     monkeypatch.setattr(head, "noise_level", lambda time: seen.append(noise_level(time)) or seen[-1])
     head.sample(torch.randn(2, 6), num_steps=num_steps)
-    first, *others = long_ended_schedule(num_steps, sigma_min=0.002, sigma_max=80.0, rho=7.0)[:-1]
+    first, *others = multistep_schedule(num_steps, sigma_min=0.002, sigma_max=80.0, rho=7.0)[:-1]
     assert seen == pytest.approx([math.inf if head_class is RectifiedFlow else first, *others])
 
 
