@@ -50,7 +50,9 @@ def comparison(image_size: int, patch_size: int, peer_patch_size: int) -> list[C
     """Both heads of both sides, each side at its best patch size."""
     heads = ("diffusion", "flow")
     arguments = dict(image_size=image_size)
-    samplings = BY_CONTEXT_GUIDANCE | BY_STEPS
+    # more steps bear more guidance
+    more = {"6 steps, context guidance 1.75": dict(num_steps=6, context_guidance=1.75)}
+    samplings = BY_CONTEXT_GUIDANCE | BY_STEPS | more
     return [
         *(peer(f"0.4.0, {head}", head=head, patch_size=peer_patch_size, **arguments) for head in heads),
         *(change(f"this, {head}", head=head, patch_size=patch_size, samplings=samplings, **arguments) for head in heads),
