@@ -42,7 +42,7 @@ class ImageDataset(Dataset):
         channels: 1 (grey), 2 (grey and opacity), 3 (RGB) or 4 (RGB and opacity).
         exts: endings of the files to read, in any case.
         labels_from_folders: each folder in `folder` holds a class, and an item is a pair (image, label). As in torchvision's
-            `ImageFolder`, `classes` are their names, sorted, and `class_to_idx` has the label of each.
+            `ImageFolder`, `classes` are their names, sorted, `class_to_idx` has the label of each, `targets` that of each image.
         augment_horizontal_flip: mirror each image with probability 1/2, anew each time it is read.
         cache_in_memory: keep each image once it is read and fitted, a byte a pixel and channel, shared with the processes that read
             for a `DataLoader`. The tensors are the same as without.
@@ -93,6 +93,10 @@ class ImageDataset(Dataset):
         if self.augment_horizontal_flip and torch.rand(()) < 0.5:
             image = hflip(image)
         return (image, self.class_to_idx[self._class_of(path)]) if self.labels_from_folders else image
+
+    @property
+    def targets(self) -> list[int]:
+        return [self.class_to_idx[self._class_of(path)] for path in self.paths]
 
     def _class_of(self, path: Path) -> str:
         return path.relative_to(self.folder).parts[0]

@@ -272,6 +272,7 @@ def test_labels_are_those_of_torchvision(class_folders):
     assert dataset.class_to_idx == theirs.class_to_idx
     labels = {str(path): label for path, (_, label) in zip(dataset.paths, dataset, strict=True)}
     assert labels == dict(theirs.samples)
+    assert dataset.targets == list(labels.values())
     image, label = dataset[0]
     assert image.shape == (3, 8, 8)
     assert type(label) is int
@@ -291,7 +292,7 @@ def test_classes_stay_when_damaged_files_are_left_out(class_folders):
     (class_folders / "rose" / "a.png").write_bytes(b"nothing")
     with pytest.warns(UserWarning, match="1 of 4 image files are left out"):
         dataset = ImageDataset(class_folders, 8, labels_from_folders=True, skip_damaged=True)
-    assert [label for _, label in dataset] == [0, 1, 1]
+    assert [label for _, label in dataset] == dataset.targets == [0, 1, 1]
 
 
 def test_folders_that_are_no_classes(class_folders, tmp_path):
