@@ -20,7 +20,7 @@ from autoregressive_diffusion_pytorch.run_folder import (
     write_whole,
 )
 
-CURVE = (4, 8, 16, 32, 64)  # evaluations of the head's network
+CURVE = (3, 4, 8, 16, 32, 64)  # evaluations of the head's network
 
 
 @click.command(short_help="Measure how good a model is on images that it was not trained on.")
@@ -110,9 +110,6 @@ def _report(
     from autoregressive_diffusion_pytorch.evaluation import evaluate
     from autoregressive_diffusion_pytorch.evaluation_plots import need_matplotlib, plot_curve
 
-    sample_kwargs = dict(
-        guidance_scale=guidance, context_guidance=context_guidance, temperature=temperature, solver=solver, num_steps=steps
-    )
     folder, output = _checkpoint_and_output(run_folder, checkpoint, output, "report", ".json")
     try:
         # what is wrong is told before hours of work
@@ -121,6 +118,12 @@ def _report(
         output.parent.mkdir(parents=True, exist_ok=True)
         dataset = _images(config, source, images)
         model, accelerator = load_model(config, folder)
+        # the report tells the model's own where nothing was asked for
+        steps, solver = model.model.head.steps_and_solver(steps, solver)
+        context_guidance = model.model.context_guidance if context_guidance is None else context_guidance
+        sample_kwargs = dict(
+            guidance_scale=guidance, context_guidance=context_guidance, temperature=temperature, solver=solver, num_steps=steps
+        )
         report = evaluate(
             model,
             dataset,

@@ -18,7 +18,7 @@ from autoregressive_diffusion_pytorch.pretrained import Pretrained
 from autoregressive_diffusion_pytorch.processes import map_over_processes
 
 CONTEXT_DROP_PROB = 0.1  # share of the tokens that image models learn without context, by default
-IMAGE_SAMPLE_STEPS = 3  # of the solver "dpmpp_2m", by default
+IMAGE_SAMPLE_STEPS = {"dpmpp_2m": 3}  # of image models' solvers, where they are not those of sequences, by default
 VALUE_INTERVAL = 2 / 255  # between neighbouring 8-bit values, in the range of tokens
 
 
@@ -46,8 +46,8 @@ class ImageAutoregressive(Module, Pretrained):
         dim_cond: width of vectors to tell it what to draw, none by default.
         model: arguments of the sequence model, but for `dim_input` and `max_seq_len`, which follow from the sizes. By default it
             learns some tokens without context, `CONTEXT_DROP_PROB` of them, and draws with context guidance; and its head takes
-            `IMAGE_SAMPLE_STEPS` of the solver "dpmpp_2m", and holds tokens in the range of images where guidance would push them
-            out (`clamp_during_sampling`).
+            `IMAGE_SAMPLE_STEPS`, and holds tokens in the range of images where guidance would push them out
+            (`clamp_during_sampling`).
         model_class: class of the sequence model.
     """
 
@@ -85,9 +85,8 @@ class ImageAutoregressive(Module, Pretrained):
         rows, columns = (image // patch for image, patch in zip(self.image_size, self.patch_size, strict=True))
         dim_input = channels * self.patch_size[0] * self.patch_size[1]
         sizes = dict(dim_input=dim_input, max_seq_len=(rows, columns))
-        head_kwargs = dict(clamp_during_sampling="guided") | (model.get(model_class.head_argument) or {})
-        if head_kwargs.get("solver") in (None, "dpmpp_2m") and not head_kwargs.get("S_churn"):
-            head_kwargs.setdefault("num_sample_steps", IMAGE_SAMPLE_STEPS)
+        head_kwargs = dict(clamp_during_sampling="guided", num_sample_steps=IMAGE_SAMPLE_STEPS)
+        head_kwargs |= model.get(model_class.head_argument) or {}
         model = dict(context_drop_prob=CONTEXT_DROP_PROB) | model | {model_class.head_argument: head_kwargs}
         self.model = model_class(**model, **sizes, num_classes=num_classes, dim_cond=dim_cond)
 

@@ -6,6 +6,7 @@ from command_line import TINY, failed, succeeded
 from PIL import Image
 
 from autoregressive_diffusion_pytorch import ImageAutoregressiveFlow, ImageTrainer, evaluation
+from autoregressive_diffusion_pytorch.autoregressive import CONTEXT_GUIDANCE
 
 
 @pytest.fixture
@@ -32,6 +33,9 @@ def test_a_report_on_the_images_held_out(call, tmp_path, mean_network):
     assert found["checkpoint"] == "checkpoint.2"
     assert 0 < found["bits_per_dim"]["standard_error"] < found["bits_per_dim"]["mean"] < 20
     assert (found["generated"]["count"], found["generated"]["evaluations"]) == (11, 2)
+    # what was not asked for is told too
+    sampling = found["sampling"]
+    assert (sampling["solver"], sampling["num_steps"], sampling["context_guidance"]) == ("dpmpp_2m", 2, CONTEXT_GUIDANCE)
     lines = result.stdout.splitlines()
     assert lines[0].startswith(f"bits per dimension   {found['bits_per_dim']['mean']:.4f} ± ")
     assert f"frechet distance     {found['generated']['frechet_distance']:.4f}" in lines

@@ -38,7 +38,7 @@ class ElucidatedDiffusion(Head):
         solver: "dpmpp_2m" or "euler" (one evaluation of the network a step), "midpoint" (two), or "heun" (two, the last step one:
             Algorithm 1, and with `S_churn` above 0 the stochastic Algorithm 2). By default "heun" if `S_churn` is above 0, else
             "dpmpp_2m".
-        num_sample_steps: steps of the solver; by default `NUM_SAMPLE_STEPS` of it.
+        num_sample_steps: steps of the solver; or of several, by name. Those of all others are in `NUM_SAMPLE_STEPS`.
         sigma_min, sigma_max, rho: the sampling schedule, eq. 5; "dpmpp_2m" has that of `multistep_schedule` and ends at
             `sigma_min`, the others at 0.
         sigma_data: standard deviation of the tokens' entries.
@@ -57,7 +57,7 @@ class ElucidatedDiffusion(Head):
         net: MLP,
         *,
         solver: Literal["euler", "midpoint", "heun", "dpmpp_2m"] | None = None,
-        num_sample_steps: int | None = None,
+        num_sample_steps: int | dict[str, int] | None = None,
         sigma_min: float = 0.002,
         sigma_max: float = 80.0,
         sigma_data: float = 0.5,

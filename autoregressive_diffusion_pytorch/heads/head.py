@@ -39,7 +39,7 @@ class Head(Module, ABC):
     Args:
         net: the denoiser.
         solver: name of the sampler's solver, unless `sample` is told another: one of `NUM_SAMPLE_STEPS`.
-        num_sample_steps: its steps; by default as many as `NUM_SAMPLE_STEPS` has for the solver.
+        num_sample_steps: its steps; or the steps of several solvers, by name. Those of all others are in `NUM_SAMPLE_STEPS`.
         clamp_during_sampling: hold the clean tokens that the sampler sees on its way within [-1, 1], for data of that range: True,
             False, or "guided" to hold them only where guidance would push them further out than the model itself goes. Without,
             much guidance in few steps diverges.
@@ -55,18 +55,22 @@ class Head(Module, ABC):
         net: MLP,
         *,
         solver: str,
-        num_sample_steps: int | None,
+        num_sample_steps: int | dict[str, int] | None,
         clamp_during_sampling: bool | Literal["guided"],
         num_noise_draws: int,
     ):
         super().__init__()
         check_choice("clamp_during_sampling", clamp_during_sampling, (True, False, "guided"))
         check_choice("solver", solver, self.NUM_SAMPLE_STEPS)
-        num_sample_steps = self.NUM_SAMPLE_STEPS[solver] if num_sample_steps is None else num_sample_steps
-        check_positive_int(num_sample_steps=num_sample_steps, num_noise_draws=num_noise_draws)
+        steps = {} if num_sample_steps is None else num_sample_steps
+        steps = steps if isinstance(steps, dict) else {solver: steps}
+        for name, number in steps.items():
+            check_choice("a solver in num_sample_steps", name, self.NUM_SAMPLE_STEPS)
+            check_positive_int(num_sample_steps=number)
+        check_positive_int(num_noise_draws=num_noise_draws)
         self.net = net
         self.solver = solver
-        self.num_sample_steps = num_sample_steps
+        self.num_sample_steps = self.NUM_SAMPLE_STEPS | steps
         self.clamp_during_sampling = clamp_during_sampling
         self.num_noise_draws = num_noise_draws
 
@@ -129,9 +133,8 @@ class Head(Module, ABC):
         depends on the schedule alone is computed here, once: it holds for the weights as they now are.
 
         Args:
-            num_steps: steps of the solver, at least 1; by default the head's `num_sample_steps` or, where another solver than the
-                head's is asked for, that solver's number in `NUM_SAMPLE_STEPS`. 16 of "dpmpp_2m" make a Gaussian of the spread
-                `sigma_data`, or of a tenth of that, 7 to 9 % wider.
+            num_steps: steps of the solver, at least 1; by default as many as the head's `num_sample_steps` has for it. 16 of
+                "dpmpp_2m" make a Gaussian of the spread `sigma_data`, or of a tenth of that, 7 to 9 % wider.
             solver: name of the solver, by default the head's.
             temperature: factor on every noise that the sampler draws, at least 0. A Gaussian's standard deviation is
                 multiplied by just this factor; 1 changes nothing, 0 is deterministic.
@@ -141,7 +144,7 @@ class Head(Module, ABC):
             generator: source of randomness, on any device; by default torch's global one.
             compile: compile the loop over the steps with `torch.compile` (on CUDA: one captured graph), where that is possible.
         """
-        num_steps, solver = self._steps_and_solver(num_steps, solver)
+        num_steps, solver = self.steps_and_solver(num_steps, solver)
         if not 0 <= temperature < inf:
             raise ValueError(f"temperature must be at least 0 and finite, got {temperature}")
         guidance_interval = check_guidance_interval(guidance_interval)
@@ -199,14 +202,14 @@ class Head(Module, ABC):
 
         Arguments as of `sampler`.
         """
-        return len(self._dry_run(*self._steps_and_solver(num_steps, solver))[0])
+        return len(self._dry_run(*self.steps_and_solver(num_steps, solver))[0])
 
-    def _steps_and_solver(self, num_steps: int | None, solver: str | None) -> tuple[int, str]:
-        if num_steps is None:
-            num_steps = self.num_sample_steps if solver in (None, self.solver) else self.NUM_SAMPLE_STEPS.get(solver, 1)
+    def steps_and_solver(self, num_steps: int | None = None, solver: str | None = None) -> tuple[int, str]:
+        """What a sampler takes of `num_steps` and `solver`, as of `sampler`."""
         solver = self.solver if solver is None else solver
-        check_positive_int(num_steps=num_steps)
         check_choice("solver", solver, self.NUM_SAMPLE_STEPS)
+        num_steps = self.num_sample_steps[solver] if num_steps is None else num_steps
+        check_positive_int(num_steps=num_steps)
         return num_steps, solver
 
     def _dry_run(self, num_steps: int, solver: str) -> tuple[list[float], int]:

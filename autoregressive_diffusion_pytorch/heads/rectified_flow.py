@@ -43,8 +43,8 @@ class RectifiedFlow(Head):
         net: the denoiser.
         solver: "dpmpp_2m" or "euler" (one evaluation of the network a step), "midpoint" or "heun" (two), or "euler_maruyama" (one,
             with fresh noise at each step).
-        num_sample_steps: steps of the solver from time 0 to 1; by default `NUM_SAMPLE_STEPS` of it. The times are even, but
-            those of "dpmpp_2m" follow `multistep_schedule`.
+        num_sample_steps: steps of the solver from time 0 to 1; or of several solvers, by name. Those of all others are in
+            `NUM_SAMPLE_STEPS`. The times are even, but those of "dpmpp_2m" follow `multistep_schedule`.
         model_output_clean: the network gives the clean token, from which the velocity follows, instead of the velocity itself. The
             token is preconditioned as the denoised one of Karras et al. 2022: `token = c_skip(t) · x_t + c_out(t) · network`, so
             that input and target of the network have unit variance at all times.
@@ -64,7 +64,7 @@ class RectifiedFlow(Head):
         net: MLP,
         *,
         solver: Literal["euler", "midpoint", "heun", "dpmpp_2m", "euler_maruyama"] = "dpmpp_2m",
-        num_sample_steps: int | None = None,
+        num_sample_steps: int | dict[str, int] | None = None,
         model_output_clean: bool = True,
         sigma_data: float = 0.5,
         time_distribution: Literal["uniform", "logit_normal"] = "logit_normal",

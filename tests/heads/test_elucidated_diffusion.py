@@ -97,7 +97,7 @@ def test_the_solver_is_stochastic_if_there_is_churn():
 
     assert head().solver == "dpmpp_2m"
     assert head(S_churn=1.0).solver == "heun"
-    assert head(S_churn=1.0).num_sample_steps == ElucidatedDiffusion.NUM_SAMPLE_STEPS["heun"]
+    assert head(S_churn=1.0).num_evaluations() == head().num_evaluations(solver="heun")
     with pytest.raises(ValueError, match="S_churn above 0 needs the solver 'heun', got 'euler'"):
         head(S_churn=1.0, solver="euler")
 

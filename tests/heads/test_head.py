@@ -364,7 +364,19 @@ def test_number_of_steps_suits_the_solver(head_class, kwargs, monkeypatch):
         if solver != head.solver:
             assert steps(solver=solver) == (solver, num_steps)
             assert steps(solver=solver, num_steps=2) == (solver, 2)
-            assert make_head(head_class, dict(solver=solver)).num_sample_steps == num_steps
+            head_of_solver = make_head(head_class, dict(solver=solver, num_sample_steps={solver: 3}))
+            assert head_of_solver.num_evaluations() == head_of_solver.num_evaluations(3, solver)
+            assert make_head(head_class, head_of_solver.config).config == head_of_solver.config
+            head_of_another = make_head(head_class, dict(solver=solver))
+            assert head_of_another.num_evaluations() == head_of_another.num_evaluations(num_steps, solver)
+
+
+@heads
+def test_bad_solvers_in_num_sample_steps(head_class, kwargs):
+    with pytest.raises(ValueError, match=r"a solver in num_sample_steps must be one of 'euler', .*, got 'rk4'"):
+        make_head(head_class, kwargs | dict(num_sample_steps=dict(rk4=3)))
+    with pytest.raises(ValueError, match="num_sample_steps must be a whole number of at least 1, got 0"):
+        make_head(head_class, kwargs | dict(num_sample_steps=dict(euler=0)))
 
 
 @heads
