@@ -25,7 +25,7 @@ from autoregressive_diffusion_pytorch.heads import ElucidatedDiffusion, Head, Re
 from autoregressive_diffusion_pytorch.modes import evaluating, inference
 from autoregressive_diffusion_pytorch.pretrained import Pretrained
 
-CONTEXT_GUIDANCE = 1.25  # of models that learn to do without context, by default
+CONTEXT_GUIDANCE = 1.2  # of models that learn to do without context, by default
 
 
 @dataclass

@@ -14,6 +14,10 @@ from typing import TypeVar
 State = TypeVar("State")  # a tensor, or a plain number
 Field = Callable[[State, float], State]
 
+# the noise levels between which fewer steps of `dpmpp_2m` than these evaluate, in standard deviations of the data
+FEW_STEPS = 5
+FEW_STEPS_LEVELS = (40.0, 2.4)
+
 
 def karras_schedule(num_levels: int, sigma_min: float, sigma_max: float, rho: float) -> list[float]:
     """Noise levels falling from `sigma_max` to `sigma_min`: eq. 5 of Karras et al. 2022, but for its last level, 0."""
@@ -23,16 +27,18 @@ def karras_schedule(num_levels: int, sigma_min: float, sigma_max: float, rho: fl
     return [{0.0: sigma_max, 1.0: sigma_min}.get(t, (top + t * (bottom - top)) ** rho) for t in ramp]
 
 
-def multistep_schedule(num_steps: int, sigma_min: float, sigma_max: float, rho: float) -> list[float]:
-    """The levels of `num_steps` steps of `dpmpp_2m`: `karras_schedule`, but of fewer than five steps the ends are twice as long.
+def multistep_schedule(num_steps: int, sigma_min: float, sigma_max: float, rho: float, sigma_data: float) -> list[float]:
+    """The levels of `num_steps` steps of `dpmpp_2m` on data of standard deviation `sigma_data`, from `sigma_max` to `sigma_min`.
 
-    Of so few evaluations the second would say again what the first has said of noise alone, and the last find nothing open. The
-    levels are then those of two more steps without the second and the last but one.
+    They are those of `karras_schedule`, but for fewer than `FEW_STEPS`. Of its few evaluations the second would say again what the
+    first has said of noise alone, and the last find nothing open. They are then even in the logarithm of the level, between
+    `FEW_STEPS_LEVELS` if these are within the ends, and the first is of `sigma_max` instead.
     """
-    if num_steps >= 5:
+    highest, lowest = (level * sigma_data for level in FEW_STEPS_LEVELS)
+    if num_steps >= FEW_STEPS or not (sigma_min < lowest and highest <= sigma_max):
         return karras_schedule(num_steps + 1, sigma_min, sigma_max, rho)
-    levels = karras_schedule(num_steps + 3, sigma_min, sigma_max, rho)
-    return [levels[0], *levels[2:-2], levels[-1]]
+    inner = [highest * (lowest / highest) ** (i / (num_steps - 1)) for i in range(1, num_steps)]
+    return [sigma_max, *inner, sigma_min]
 
 
 def euler(velocity: Field, x: State, times: Sequence[float]) -> State:

@@ -39,15 +39,18 @@ def test_schedule_is_even_in_the_root_of_the_noise_level():
     assert karras_schedule(1, sigma_min=0.01, sigma_max=50.0, rho=5.0) == pytest.approx([50.0])
 
 
-def test_of_a_few_steps_the_first_and_the_last_are_twice_as_long():
-    for num_steps in (1, 2, 3, 4):
-        sigmas = multistep_schedule(num_steps, sigma_min=0.01, sigma_max=50.0, rho=5.0)
-        assert (sigmas[0], sigmas[-1]) == (50.0, 0.01)
-        roots = [sigma**0.2 for sigma in sigmas]
-        lengths = [2.0, *[1.0] * (num_steps - 2), 2.0] if num_steps > 1 else [4.0]
-        steps = [a - b for a, b in pairwise(roots)]
-        assert steps == pytest.approx([(roots[0] - roots[-1]) * length / sum(lengths) for length in lengths])
-    assert multistep_schedule(5, sigma_min=0.01, sigma_max=50.0, rho=5.0) == karras_schedule(6, 0.01, 50.0, 5.0)
+def test_a_few_steps_evaluate_at_high_levels():
+    schedule = dict(sigma_min=0.01, sigma_max=50.0, rho=5.0)
+    assert multistep_schedule(1, **schedule, sigma_data=0.5) == [50.0, 0.01]
+    assert multistep_schedule(2, **schedule, sigma_data=0.5) == pytest.approx([50.0, 1.2, 0.01])
+    # in units of the data; even in the logarithm
+    assert multistep_schedule(3, **schedule, sigma_data=0.25) == pytest.approx([50.0, (10.0 * 0.6) ** 0.5, 0.6, 0.01])
+    sigmas = multistep_schedule(4, **schedule, sigma_data=0.5)
+    assert [a / b for a, b in pairwise([20.0, *sigmas[1:4]])] == pytest.approx([(20 / 1.2) ** (1 / 3)] * 3)
+    # of more steps, and where the ends leave no room, the usual ones
+    assert multistep_schedule(5, **schedule, sigma_data=0.5) == karras_schedule(6, **schedule)
+    for sigma_data in (0.004, 1.3):
+        assert multistep_schedule(3, **schedule, sigma_data=sigma_data) == karras_schedule(4, **schedule)
 
 
 @pytest.mark.parametrize(("solver", "order"), [(euler, 1), (midpoint, 2), (heun, 2)])

@@ -166,7 +166,8 @@ class ElucidatedDiffusion(Head):
         x = self.sigma_max * noise()
         if solver == "dpmpp_2m":
             # it ends at sigma_min: from there to 0 it would take an evaluation that changes next to nothing
-            return dpmpp_2m(denoise, x, multistep_schedule(num_steps, **levels), alpha=lambda sigma: 1.0, sigma=lambda sigma: sigma)
+            sigmas = multistep_schedule(num_steps, **levels, sigma_data=self.sigma_data)
+            return dpmpp_2m(denoise, x, sigmas, alpha=lambda sigma: 1.0, sigma=lambda sigma: sigma)
         sigmas = [*karras_schedule(num_steps, **levels), 0.0]
         if solver == "heun":
             churn = dict(S_churn=self.S_churn, S_tmin=self.S_tmin, S_tmax=self.S_tmax, S_noise=self.S_noise)

@@ -159,7 +159,8 @@ class RectifiedFlow(Head):
             # its times follow the noise levels (1 - t) / t of Karras et al. 2022, who have data of standard deviation 0.5; but for
             # the first: it is noise alone. It ends at the lowest: a step from there to 0 would change next to nothing
             unit = self.sigma_data / 0.5
-            sigmas = multistep_schedule(num_steps, sigma_min=0.002 * unit, sigma_max=80.0 * unit, rho=7.0)
+            levels = dict(sigma_min=0.002 * unit, sigma_max=80.0 * unit, rho=7.0, sigma_data=self.sigma_data)
+            sigmas = multistep_schedule(num_steps, **levels)
             times = [0.0, *(1 / (1 + sigma) for sigma in sigmas[1:])]
             # on the straight path, x_t + (1 - t) · velocity is the clean token
             x = dpmpp_2m(lambda x, t: x + (1 - t) * velocity(x, t), noise(), times, alpha=lambda t: t, sigma=lambda t: 1 - t)

@@ -321,7 +321,7 @@ def test_the_default_solver_evaluates_at_the_levels_of_its_schedule(head_class, 
     noise_level = head.noise_level
     monkeypatch.setattr(head, "noise_level", lambda time: seen.append(noise_level(time)) or seen[-1])
     head.sample(torch.randn(2, 6), num_steps=num_steps)
-    first, *others = multistep_schedule(num_steps, sigma_min=0.002, sigma_max=80.0, rho=7.0)[:-1]
+    first, *others = multistep_schedule(num_steps, sigma_min=0.002, sigma_max=80.0, rho=7.0, sigma_data=head.sigma_data)[:-1]
     assert seen == pytest.approx([math.inf if head_class is RectifiedFlow else first, *others])
 
 
