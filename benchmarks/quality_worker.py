@@ -118,6 +118,7 @@ def work_as_ours(configuration: Configuration, folder: Path, images: str) -> Non
 
     import autoregressive_diffusion_pytorch as package
     from autoregressive_diffusion_pytorch.checkpoints import list_checkpoints, step_of
+    from autoregressive_diffusion_pytorch.image_trainer import best_precision
 
     torch.manual_seed(configuration.seed)
     dataset = package.ImageDataset(
@@ -137,6 +138,9 @@ def work_as_ours(configuration: Configuration, folder: Path, images: str) -> Non
     for checkpoint in list_checkpoints(folder / "checkpoints"):
         if step_of(checkpoint) > marks_of(folder).get(newest, 0):
             shutil.rmtree(checkpoint)  # of a training that was ended between marks: its time is not known
+    as_here = dict(
+        accelerate_kwargs=dict(mixed_precision=best_precision()), save_results_every=10**9, checkpoint_every=10**9, keep_last=2
+    )
     trainer = package.ImageTrainer(
         model,
         dataset=dataset,
@@ -146,7 +150,7 @@ def work_as_ours(configuration: Configuration, folder: Path, images: str) -> Non
         num_samples=1,  # its grids are not needed
         log_with=None,
         resume=newest > 0,
-        **dict(save_results_every=10**9, checkpoint_every=10**9, keep_last=2) | configuration.trainer,
+        **as_here | configuration.trainer,
     )
     if configuration.trainer_variant:
         getattr(variants, configuration.trainer_variant)(trainer)
@@ -174,13 +178,11 @@ def work_as_ours(configuration: Configuration, folder: Path, images: str) -> Non
         add_mark(folder, minutes, steps=trainer.step)
         return {}
 
-    real_labels = torch.tensor([label for _, label in dataset]) if configuration.labels else None
-
     def draw(average: str, count: int, file: str, **sampling) -> dict:
         labels = None
         if configuration.labels:
             # each as often as among the real images
-            labels = real_labels[torch.arange(count) * len(real_labels) // count]
+            labels = torch.tensor(dataset.targets)[torch.arange(count) * len(dataset) // count]
         steps = {name: sampling.get(name) for name in ("num_steps", "solver")}
         evaluations = averages[average].model.head.num_evaluations(**steps)
         return _draw(averages[average], count, file, labels, **sampling) | dict(evaluations=evaluations)
