@@ -43,7 +43,7 @@ CURVE = (3, 4, 8, 16, 32, 64)  # evaluations of the head's network
 @click.option(
     "--curve",
     is_flag=True,
-    help=f"Measure all again at {', '.join(map(str, CURVE))} evaluations of the network a token, and plot it.",
+    help=f"Measure all again at {', '.join(map(str, CURVE))} evaluations of the network a token (bits from 4 on), and plot it.",
 )
 @click.option(
     "--divergence",

@@ -179,8 +179,8 @@ def evaluate(
             images.
         count: images to generate, by default as many as the dataset has; with labels, each as often as there.
         evaluations: numbers of evaluations of the head's network at which to measure all of it again: bits per dimension by the
-            steps of "rk4" that fit in, the distances by those of the sampler's solver. With few evaluations the former show the
-            error of the solver, which may well look like a better model.
+            steps of "rk4" that fit in (from 4 on), the distances by those of the sampler's solver. With few evaluations the former
+            show the error of the solver, which may well look like a better model.
         sample_kwargs: as of `ImageAutoregressive.sample`.
         solver_kwargs: as of `Head.log_prob`.
 
@@ -239,7 +239,8 @@ def evaluate(
             fitting = [steps for steps in range(1, most + 1) if head.num_evaluations(steps, solver) <= most]
             if fitting:
                 point["generated"] = generated(**sample_kwargs | dict(num_steps=fitting[-1]))
-        report.setdefault("curve", []).append(point)
+        if len(point) > 1:
+            report.setdefault("curve", []).append(point)
     return report
 
 

@@ -18,7 +18,7 @@ from autoregressive_diffusion_pytorch.pretrained import Pretrained
 from autoregressive_diffusion_pytorch.processes import map_over_processes
 
 CONTEXT_DROP_PROB = 0.1  # share of the tokens that image models learn without context, by default
-IMAGE_SAMPLE_STEPS = {"dpmpp_2m": 3}  # of image models' solvers, where they are not those of sequences, by default
+IMAGE_SAMPLE_STEPS = {"dpmpp_2m": 3}  # that image models take by default, by solver; of others as many as sequences
 VALUE_INTERVAL = 2 / 255  # between neighbouring 8-bit values, in the range of tokens
 
 
@@ -45,9 +45,9 @@ class ImageAutoregressive(Module, Pretrained):
         num_classes: number of labels to tell it what to draw, none by default.
         dim_cond: width of vectors to tell it what to draw, none by default.
         model: arguments of the sequence model, but for `dim_input` and `max_seq_len`, which follow from the sizes. By default it
-            learns some tokens without context, `CONTEXT_DROP_PROB` of them, and draws with context guidance; and its head takes
-            `IMAGE_SAMPLE_STEPS`, and holds tokens in the range of images where guidance would push them out
-            (`clamp_during_sampling`).
+            learns some tokens without context, `CONTEXT_DROP_PROB` of them, and draws with context guidance; and of its
+            head's arguments `num_sample_steps` is `IMAGE_SAMPLE_STEPS`, 3 of "dpmpp_2m", and `clamp_during_sampling` "guided": it
+            holds tokens in the range of images where guidance would push them out.
         model_class: class of the sequence model.
     """
 

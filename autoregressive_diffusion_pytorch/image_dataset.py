@@ -96,6 +96,9 @@ class ImageDataset(Dataset):
 
     @property
     def targets(self) -> list[int]:
+        """The label of each image, made anew from the files' names."""
+        if not self.labels_from_folders:
+            raise AttributeError("targets needs labels_from_folders = True, got False")
         return [self.class_to_idx[self._class_of(path)] for path in self.paths]
 
     def _class_of(self, path: Path) -> str:

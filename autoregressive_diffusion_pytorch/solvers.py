@@ -14,9 +14,8 @@ from typing import TypeVar
 State = TypeVar("State")  # a tensor, or a plain number
 Field = Callable[[State, float], State]
 
-# the noise levels between which fewer steps of `dpmpp_2m` than these evaluate, in standard deviations of the data
-FEW_STEPS = 5
-FEW_STEPS_LEVELS = (40.0, 2.4)
+FEW_STEPS = 5  # fewer steps of `dpmpp_2m` than these have noise levels of their own
+FEW_STEPS_LEVELS = (40.0, 2.4)  # their range, in standard deviations of the data: what drew the best images, docs/recipe.md
 
 
 def karras_schedule(num_levels: int, sigma_min: float, sigma_max: float, rho: float) -> list[float]:
@@ -30,12 +29,14 @@ def karras_schedule(num_levels: int, sigma_min: float, sigma_max: float, rho: fl
 def multistep_schedule(num_steps: int, sigma_min: float, sigma_max: float, rho: float, sigma_data: float) -> list[float]:
     """The levels of `num_steps` steps of `dpmpp_2m` on data of standard deviation `sigma_data`, from `sigma_max` to `sigma_min`.
 
-    They are those of `karras_schedule`, but for fewer than `FEW_STEPS`. Of its few evaluations the second would say again what the
-    first has said of noise alone, and the last find nothing open. They are then even in the logarithm of the level, between
-    `FEW_STEPS_LEVELS` if these are within the ends, and the first is of `sigma_max` instead.
+    From `FEW_STEPS` on these are the levels of `karras_schedule`. Of fewer evaluations the second would say again what the first
+    has said of noise alone, and the last find nothing open: fewer are even in the logarithm, over the range of `FEW_STEPS_LEVELS`,
+    but for the first, which is `sigma_max`. They make images that look right, of which faint detail is left out. Where `sigma_min`
+    or `sigma_max` leave no such range, they are those of `karras_schedule` too.
     """
     highest, lowest = (level * sigma_data for level in FEW_STEPS_LEVELS)
-    if num_steps >= FEW_STEPS or not (sigma_min < lowest and highest <= sigma_max):
+    highest = min(highest, sigma_max)
+    if num_steps >= FEW_STEPS or not sigma_min < lowest < highest:
         return karras_schedule(num_steps + 1, sigma_min, sigma_max, rho)
     inner = [highest * (lowest / highest) ** (i / (num_steps - 1)) for i in range(1, num_steps)]
     return [sigma_max, *inner, sigma_min]

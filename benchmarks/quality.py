@@ -26,7 +26,7 @@ import shlex
 import subprocess
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from threading import Lock
 
@@ -209,6 +209,7 @@ def main() -> None:
     parser.add_argument(
         "--at-once", type=int, default=1, metavar="N", help="train so many at a time, each on its share of the cores"
     )
+    parser.add_argument("--precision", choices=("no", "bf16"), help="of our training; by default that of `ardiff train` here")
     parser.add_argument("--interleave", action="store_true", help="train all in turn, from mark to mark")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="picture of distances against evaluations")
     args = parser.parse_args()
@@ -220,6 +221,7 @@ def main() -> None:
     if unknown := set(args.only or ()) - available.keys():
         parser.error(f"--only: {sorted(unknown)} are not in {args.set}: {list(available)}")
     configurations = [available[name] for name in args.only or available]
+    configurations = [replace(c, precision=c.precision or args.precision) for c in configurations]
     args.folder.mkdir(parents=True, exist_ok=True)
     for image_size in {c.image_size for c in configurations}:
         if not (file := args.folder / f"real.{image_size}.npy").exists():

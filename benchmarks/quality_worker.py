@@ -17,7 +17,7 @@ BATCH_SIZE = 250  # of sampling
 
 @dataclass(frozen=True)
 class Configuration:
-    """What to train, and how to draw from it. All that is not given is the library's default.
+    """What to train, and how to draw from it. All that is not given is the library's default, but for the precision.
 
     Args:
         name: of the row.
@@ -25,6 +25,7 @@ class Configuration:
         head: "diffusion" or "flow".
         model, head_kwargs, image, dataset, trainer: arguments of the sequence model, its head, the image model, `ImageDataset` and
             `ImageTrainer`.
+        precision: accelerate's name of the mixed precision; by default, as "ardiff train" does, the one that trains fastest here.
         variant, trainer_variant: functions of `variants.py` that change the model and the trainer.
         average: the weights to draw from: "" for the trainer's average, "raw", or one of `average_widths`.
         average_widths: further averages to keep, by their width relative to the training.
@@ -43,6 +44,7 @@ class Configuration:
     image: dict = field(default_factory=dict)
     dataset: dict = field(default_factory=dict)
     trainer: dict = field(default_factory=dict)
+    precision: str | None = None
     variant: str | None = None
     trainer_variant: str | None = None
     average: str = ""
@@ -138,9 +140,6 @@ def work_as_ours(configuration: Configuration, folder: Path, images: str) -> Non
     for checkpoint in list_checkpoints(folder / "checkpoints"):
         if step_of(checkpoint) > marks_of(folder).get(newest, 0):
             shutil.rmtree(checkpoint)  # of a training that was ended between marks: its time is not known
-    as_here = dict(
-        accelerate_kwargs=dict(mixed_precision=best_precision()), save_results_every=10**9, checkpoint_every=10**9, keep_last=2
-    )
     trainer = package.ImageTrainer(
         model,
         dataset=dataset,
@@ -150,7 +149,8 @@ def work_as_ours(configuration: Configuration, folder: Path, images: str) -> Non
         num_samples=1,  # its grids are not needed
         log_with=None,
         resume=newest > 0,
-        **as_here | configuration.trainer,
+        accelerate_kwargs=dict(mixed_precision=configuration.precision or best_precision()),
+        **dict(save_results_every=10**9, checkpoint_every=10**9, keep_last=2) | configuration.trainer,
     )
     if configuration.trainer_variant:
         getattr(variants, configuration.trainer_variant)(trainer)

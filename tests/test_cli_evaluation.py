@@ -7,6 +7,8 @@ from PIL import Image
 
 from autoregressive_diffusion_pytorch import ImageAutoregressiveFlow, ImageTrainer, evaluation
 from autoregressive_diffusion_pytorch.autoregressive import CONTEXT_GUIDANCE
+from autoregressive_diffusion_pytorch.heads import RectifiedFlow
+from autoregressive_diffusion_pytorch.image import IMAGE_SAMPLE_STEPS
 
 
 @pytest.fixture
@@ -33,9 +35,6 @@ def test_a_report_on_the_images_held_out(call, tmp_path, mean_network):
     assert found["checkpoint"] == "checkpoint.2"
     assert 0 < found["bits_per_dim"]["standard_error"] < found["bits_per_dim"]["mean"] < 20
     assert (found["generated"]["count"], found["generated"]["evaluations"]) == (11, 2)
-    # what was not asked for is told too
-    sampling = found["sampling"]
-    assert (sampling["solver"], sampling["num_steps"], sampling["context_guidance"]) == ("dpmpp_2m", 2, CONTEXT_GUIDANCE)
     lines = result.stdout.splitlines()
     assert lines[0].startswith(f"bits per dimension   {found['bits_per_dim']['mean']:.4f} ± ")
     assert f"frechet distance     {found['generated']['frechet_distance']:.4f}" in lines
@@ -130,6 +129,11 @@ def test_options_reach_the_evaluation(call, folder, monkeypatch):
     succeeded(call("evaluate", "run", folder, "--features", "none"))
     assert seen["features"] is None
     assert seen["evaluations"] == ()
+    # the model's own, for the report
+    own = dict(solver="dpmpp_2m", num_steps=IMAGE_SAMPLE_STEPS["dpmpp_2m"], context_guidance=CONTEXT_GUIDANCE)
+    assert seen["sample_kwargs"] == dict(guidance_scale=1.0, temperature=1.0) | own
+    succeeded(call("evaluate", "run", folder, "--features", "none", "--solver", "euler"))
+    assert seen["sample_kwargs"]["num_steps"] == RectifiedFlow.NUM_SAMPLE_STEPS["euler"]
     assert seen["solver_kwargs"] == dict(divergence="auto", num_probes=1, rtol=1e-3, atol=1e-3)
     options = dict(count=5, seed=3, batch_size=7, temperature=0.5, guidance=2.0, context_guidance=1.5, solver="heun", steps=4)
     options |= dict(divergence="hutchinson", probes=2, tolerance=0.1)

@@ -114,7 +114,7 @@ def test_images_take_few_steps_of_the_default_solver(model_class):
 
     few = IMAGE_SAMPLE_STEPS["dpmpp_2m"]
     assert steps() == steps(solver="dpmpp_2m") == (few, few)
-    assert steps(num_sample_steps=7) == (7, 7)
+    assert steps(num_sample_steps=7) == steps(num_sample_steps=dict(dpmpp_2m=7)) == (7, 7)
     own = small_model(model_class).model.head.NUM_SAMPLE_STEPS
     assert steps(solver="euler") == (own["euler"], few)
     if name == "diffusion_kwargs":

@@ -277,7 +277,10 @@ def test_labels_are_those_of_torchvision(class_folders):
     assert image.shape == (3, 8, 8)
     assert type(label) is int
     # without, the same images alone
-    assert torch.equal(ImageDataset(class_folders, 8)[0], image)
+    without = ImageDataset(class_folders, 8)
+    assert torch.equal(without[0], image)
+    with pytest.raises(AttributeError, match="targets needs labels_from_folders = True, got False"):
+        _ = without.targets
 
 
 def test_images_of_no_class_are_left_out_with_a_warning(class_folders):

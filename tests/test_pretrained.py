@@ -22,6 +22,7 @@ MODELS = [
     (AutoregressiveFlow, SMALL | dict(max_seq_len=4, model_output_clean=False, decoder_kwargs=dict(rotary_pos_emb=True))),
     (ImageAutoregressiveDiffusion, dict(image_size=(4, 8), patch_size=4, channels=1, model=SMALL)),
     (ImageAutoregressiveFlow, dict(image_size=8, patch_size=4, model=SMALL | dict(flow_kwargs=dict(num_sample_steps=3)))),
+    (AutoregressiveFlow, SMALL | dict(max_seq_len=4, flow_kwargs=dict(num_sample_steps=dict(dpmpp_2m=5, euler=2)))),
 ]
 
 

@@ -47,9 +47,10 @@ def test_a_few_steps_evaluate_at_high_levels():
     assert multistep_schedule(3, **schedule, sigma_data=0.25) == pytest.approx([50.0, (10.0 * 0.6) ** 0.5, 0.6, 0.01])
     sigmas = multistep_schedule(4, **schedule, sigma_data=0.5)
     assert [a / b for a, b in pairwise([20.0, *sigmas[1:4]])] == pytest.approx([(20 / 1.2) ** (1 / 3)] * 3)
+    assert multistep_schedule(3, **schedule, sigma_data=5.0) == pytest.approx([50.0, (50.0 * 12.0) ** 0.5, 12.0, 0.01])
     # of more steps, and where the ends leave no room, the usual ones
     assert multistep_schedule(5, **schedule, sigma_data=0.5) == karras_schedule(6, **schedule)
-    for sigma_data in (0.004, 1.3):
+    for sigma_data in (0.004, 21.0):
         assert multistep_schedule(3, **schedule, sigma_data=sigma_data) == karras_schedule(4, **schedule)
 
 

@@ -38,7 +38,8 @@ class ElucidatedDiffusion(Head):
         solver: "dpmpp_2m" or "euler" (one evaluation of the network a step), "midpoint" (two), or "heun" (two, the last step one:
             Algorithm 1, and with `S_churn` above 0 the stochastic Algorithm 2). By default "heun" if `S_churn` is above 0, else
             "dpmpp_2m".
-        num_sample_steps: steps of the solver; or of several, by name. Those of all others are in `NUM_SAMPLE_STEPS`.
+        num_sample_steps: steps of the solver; or a dictionary with those of solvers by name. Those of all others are in
+            `NUM_SAMPLE_STEPS`.
         sigma_min, sigma_max, rho: the sampling schedule, eq. 5; "dpmpp_2m" has that of `multistep_schedule` and ends at
             `sigma_min`, the others at 0.
         sigma_data: standard deviation of the tokens' entries.

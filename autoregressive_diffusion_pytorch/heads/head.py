@@ -39,7 +39,8 @@ class Head(Module, ABC):
     Args:
         net: the denoiser.
         solver: name of the sampler's solver, unless `sample` is told another: one of `NUM_SAMPLE_STEPS`.
-        num_sample_steps: its steps; or the steps of several solvers, by name. Those of all others are in `NUM_SAMPLE_STEPS`.
+        num_sample_steps: its steps; or a dictionary with the steps of solvers by name, such as `dict(euler=8)`. Those of all others
+            are in `NUM_SAMPLE_STEPS`.
         clamp_during_sampling: hold the clean tokens that the sampler sees on its way within [-1, 1], for data of that range: True,
             False, or "guided" to hold them only where guidance would push them further out than the model itself goes. Without,
             much guidance in few steps diverges.
@@ -63,10 +64,12 @@ class Head(Module, ABC):
         check_choice("clamp_during_sampling", clamp_during_sampling, (True, False, "guided"))
         check_choice("solver", solver, self.NUM_SAMPLE_STEPS)
         steps = {} if num_sample_steps is None else num_sample_steps
-        steps = steps if isinstance(steps, dict) else {solver: steps}
+        if not isinstance(steps, dict):
+            check_positive_int(num_sample_steps=steps)
+            steps = {solver: steps}
         for name, number in steps.items():
             check_choice("a solver in num_sample_steps", name, self.NUM_SAMPLE_STEPS)
-            check_positive_int(num_sample_steps=number)
+            check_positive_int(**{f"num_sample_steps of {name!r}": number})
         check_positive_int(num_noise_draws=num_noise_draws)
         self.net = net
         self.solver = solver
@@ -134,7 +137,8 @@ class Head(Module, ABC):
 
         Args:
             num_steps: steps of the solver, at least 1; by default as many as the head's `num_sample_steps` has for it. 16 of
-                "dpmpp_2m" make a Gaussian of the spread `sigma_data`, or of a tenth of that, 7 to 9 % wider.
+                "dpmpp_2m" make a Gaussian of the spread `sigma_data`, or of a tenth of that, 7 to 9 % wider; fewer than 5 are for
+                the look of images alone (`multistep_schedule`).
             solver: name of the solver, by default the head's.
             temperature: factor on every noise that the sampler draws, at least 0. A Gaussian's standard deviation is
                 multiplied by just this factor; 1 changes nothing, 0 is deterministic.
@@ -205,7 +209,7 @@ class Head(Module, ABC):
         return len(self._dry_run(*self.steps_and_solver(num_steps, solver))[0])
 
     def steps_and_solver(self, num_steps: int | None = None, solver: str | None = None) -> tuple[int, str]:
-        """What a sampler takes of `num_steps` and `solver`, as of `sampler`."""
+        """The steps and the solver that `sampler` uses: those given, and where they are None the head's own."""
         solver = self.solver if solver is None else solver
         check_choice("solver", solver, self.NUM_SAMPLE_STEPS)
         num_steps = self.num_sample_steps[solver] if num_steps is None else num_steps

@@ -43,8 +43,8 @@ class RectifiedFlow(Head):
         net: the denoiser.
         solver: "dpmpp_2m" or "euler" (one evaluation of the network a step), "midpoint" or "heun" (two), or "euler_maruyama" (one,
             with fresh noise at each step).
-        num_sample_steps: steps of the solver from time 0 to 1; or of several solvers, by name. Those of all others are in
-            `NUM_SAMPLE_STEPS`. The times are even, but those of "dpmpp_2m" follow `multistep_schedule`.
+        num_sample_steps: steps of the solver from time 0 to 1; or a dictionary with those of solvers by name. Those of all others
+            are in `NUM_SAMPLE_STEPS`. The times are even, but those of "dpmpp_2m" follow `multistep_schedule`.
         model_output_clean: the network gives the clean token, from which the velocity follows, instead of the velocity itself. The
             token is preconditioned as the denoised one of Karras et al. 2022: `token = c_skip(t) · x_t + c_out(t) · network`, so
             that input and target of the network have unit variance at all times.
@@ -156,8 +156,8 @@ class RectifiedFlow(Head):
 
     def integrate(self, velocity: Field, *, noise: Callable[[], State], num_steps: int, solver: str) -> State:
         if solver == "dpmpp_2m":
-            # its times follow the noise levels (1 - t) / t of Karras et al. 2022, who have data of standard deviation 0.5; but for
-            # the first: it is noise alone. It ends at the lowest: a step from there to 0 would change next to nothing
+            # its times follow the noise levels (1 - t) / t between those of Karras et al. 2022, who have data of standard deviation
+            # 0.5; but for the first: it is noise alone. It ends at the lowest: a step from there to 0 would change next to nothing
             unit = self.sigma_data / 0.5
             levels = dict(sigma_min=0.002 * unit, sigma_max=80.0 * unit, rho=7.0, sigma_data=self.sigma_data)
             sigmas = multistep_schedule(num_steps, **levels)

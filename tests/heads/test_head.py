@@ -315,13 +315,16 @@ def test_both_guidances_of_conditions_of_any_shape(head_class, kwargs, shape):
 
 @pytest.mark.parametrize("head_class", [ElucidatedDiffusion, RectifiedFlow])
 @pytest.mark.parametrize("num_steps", [1, 2, 3, 8])
-def test_the_default_solver_evaluates_at_the_levels_of_its_schedule(head_class, num_steps, monkeypatch):
-    head = stir(make_head(head_class, {}))
+@pytest.mark.parametrize("sigma_data", [0.5, 1.0])
+def test_the_default_solver_evaluates_at_the_levels_of_its_schedule(head_class, sigma_data, num_steps, monkeypatch):
+    head = stir(make_head(head_class, dict(sigma_data=sigma_data)))
     seen = []
     noise_level = head.noise_level
     monkeypatch.setattr(head, "noise_level", lambda time: seen.append(noise_level(time)) or seen[-1])
     head.sample(torch.randn(2, 6), num_steps=num_steps)
-    first, *others = multistep_schedule(num_steps, sigma_min=0.002, sigma_max=80.0, rho=7.0, sigma_data=head.sigma_data)[:-1]
+    unit = sigma_data / 0.5 if head_class is RectifiedFlow else 1.0
+    ends = dict(sigma_min=0.002 * unit, sigma_max=80.0 * unit)
+    first, *others = multistep_schedule(num_steps, **ends, rho=7.0, sigma_data=sigma_data)[:-1]
     assert seen == pytest.approx([math.inf if head_class is RectifiedFlow else first, *others])
 
 
@@ -375,7 +378,7 @@ def test_number_of_steps_suits_the_solver(head_class, kwargs, monkeypatch):
 def test_bad_solvers_in_num_sample_steps(head_class, kwargs):
     with pytest.raises(ValueError, match=r"a solver in num_sample_steps must be one of 'euler', .*, got 'rk4'"):
         make_head(head_class, kwargs | dict(num_sample_steps=dict(rk4=3)))
-    with pytest.raises(ValueError, match="num_sample_steps must be a whole number of at least 1, got 0"):
+    with pytest.raises(ValueError, match="num_sample_steps of 'euler' must be a whole number of at least 1, got 0"):
         make_head(head_class, kwargs | dict(num_sample_steps=dict(euler=0)))
 
 
