@@ -92,14 +92,17 @@ class ImageDataset(Dataset):
             image = self._cache.get(index, lambda: read_pixels(path, self.image_size, self.channels)).float() / 255
         if self.augment_horizontal_flip and torch.rand(()) < 0.5:
             image = hflip(image)
-        return (image, self.class_to_idx[self._class_of(path)]) if self.labels_from_folders else image
+        return (image, self._label_of(path)) if self.labels_from_folders else image
 
     @property
     def targets(self) -> list[int]:
         """The label of each image, made anew from the files' names."""
         if not self.labels_from_folders:
             raise AttributeError("targets needs labels_from_folders = True, got False")
-        return [self.class_to_idx[self._class_of(path)] for path in self.paths]
+        return [self._label_of(path) for path in self.paths]
+
+    def _label_of(self, path: Path) -> int:
+        return self.class_to_idx[self._class_of(path)]
 
     def _class_of(self, path: Path) -> str:
         return path.relative_to(self.folder).parts[0]
