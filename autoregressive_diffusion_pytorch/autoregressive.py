@@ -6,6 +6,7 @@ variant: p(x) is the product over i of p(x_i | z_i), z_i = f(x_1 … x_{i-1}) (t
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -19,13 +20,16 @@ from tqdm import tqdm
 from autoregressive_diffusion_pytorch.backbone import AxialPositions, Backbone, State
 from autoregressive_diffusion_pytorch.checks import as_tensor, as_whole_numbers, check_choice, check_positive_int
 from autoregressive_diffusion_pytorch.compilation import compiled
-from autoregressive_diffusion_pytorch.conditioning import Conditioning, Guidance, check_context_guidance
+from autoregressive_diffusion_pytorch.conditioning import Conditioning, GuidanceSchedule
 from autoregressive_diffusion_pytorch.denoiser import MLP
-from autoregressive_diffusion_pytorch.heads import ElucidatedDiffusion, Head, RectifiedFlow
+from autoregressive_diffusion_pytorch.generation import GenerationSettings
+from autoregressive_diffusion_pytorch.heads import ElucidatedDiffusion, Guidance, Head, RectifiedFlow
+from autoregressive_diffusion_pytorch.heads.guidance import check_context_guidance
 from autoregressive_diffusion_pytorch.modes import evaluating, inference
 from autoregressive_diffusion_pytorch.pretrained import Pretrained
+from autoregressive_diffusion_pytorch.solvers import SOLVERS
 
-CONTEXT_GUIDANCE = 1.2  # of models that learn to do without context, by default
+PRECISIONS = dict(no=torch.float32, bf16=torch.bfloat16)
 
 
 @dataclass
@@ -37,7 +41,7 @@ class SamplingPlan:
     seq_len: int
     prompt: Tensor  # one or `contexts` of them, as of the conditions
     conditions: dict[str, Tensor]
-    guidance: Guidance
+    guidance: GuidanceSchedule
     context_guidance: float
     step: Callable
     draw: Callable
@@ -59,12 +63,7 @@ class Autoregressive(Module, Pretrained):
         cross_attend: vectors are read by cross-attention, and not before the tokens.
         cond_drop_prob: share of the sequences in training that go without labels and vectors; guidance needs some.
         context_drop_prob: share of the tokens in training, at least 0 and below 1, that the head learns without context: all it is
-            told is the token's place. `context_guidance` needs some.
-        context_guidance: scale, at least 0, of the guidance by context, unless `sample` is told another. What the head says of a
-            token becomes `place + context_guidance · (context - place)`, `place` being what it says without context: the
-            classifier-free guidance of Ho & Salimans 2022 (https://arxiv.org/abs/2207.12598) by all that is drawn already, and by
-            labels and vectors too. 1 is the distribution that is learned, more follows the context more closely. By default
-            `CONTEXT_GUIDANCE` with a `context_drop_prob`, else 1.
+            told is the token's place. `context_guidance` of `sample` needs some.
         decoder_kwargs: further arguments of the x-transformers `Decoder`.
         mlp_kwargs: further arguments of the denoiser, `MLP`.
         head: class of the head.
@@ -72,6 +71,7 @@ class Autoregressive(Module, Pretrained):
     """
 
     head_argument: str  # the name under which a subclass takes the head's arguments
+    generation = GenerationSettings()  # how it draws unless `sample` is told otherwise
 
     def __init__(
         self,
@@ -90,7 +90,6 @@ class Autoregressive(Module, Pretrained):
         cross_attend: bool = False,
         cond_drop_prob: float = 0.1,
         context_drop_prob: float = 0.0,
-        context_guidance: float | None = None,
         decoder_kwargs: dict | None = None,
         mlp_kwargs: dict | None = None,
         head: type[Head],
@@ -127,9 +126,6 @@ class Autoregressive(Module, Pretrained):
         self.context_drop_prob = context_drop_prob
         if context_drop_prob > 0:
             self.no_context = AxialPositions(dim, self.backbone.positions.axis_lengths)
-        if context_guidance is None:
-            context_guidance = CONTEXT_GUIDANCE if context_drop_prob > 0 else 1.0
-        self.context_guidance = self._check_context_guidance(context_guidance)
         denoiser = MLP(dim, self.dim_input, depth=mlp_depth, width=width, **(mlp_kwargs or {}))
         self.head = head(denoiser, **(head_kwargs or {}))
 
@@ -139,7 +135,11 @@ class Autoregressive(Module, Pretrained):
         self.head.net.checkpoint_gradients()
 
     def _resolved_arguments(self) -> dict:
-        return {self.head_argument: self.head.config, "context_guidance": self.context_guidance}
+        return {self.head_argument: self.head.config}
+
+    @classmethod
+    def _from_pretrained(cls, **kwargs):
+        return super()._from_pretrained(**without_sampling_of_1_0(kwargs, cls.head_argument))
 
     def forward(
         self,
@@ -234,7 +234,15 @@ class Autoregressive(Module, Pretrained):
         condition = self.conditioning(**conditions, dropped=self.conditioning.draw_dropped(len(seq)))
         return self.backbone(torch.cat((self._start(len(seq)), self._embed(seq[:, :-1])), dim=1), **condition)
 
-    def sample(self, batch_size: int = 1, prompt: Tensor | None = None, *, progress: bool = False, **kwargs) -> Tensor:
+    def sample(
+        self,
+        batch_size: int = 1,
+        prompt: Tensor | None = None,
+        *,
+        precision: Literal["no", "bf16"] | None = None,
+        progress: bool = False,
+        **kwargs,
+    ) -> Tensor:
         """Draws sequences, one token after the other.
 
         Args:
@@ -247,31 +255,54 @@ class Autoregressive(Module, Pretrained):
             cond_mask: (m l), False for vectors that are padding.
             guidance_scale: of classifier-free guidance: 0 for the unconditional model (which needs neither labels nor vectors), 1
                 for the conditional one, more to follow labels and vectors more closely. One number, or one a sequence, (b,).
-                Context guidance starts from the result, and follows labels and vectors by its own scale once more.
             guidance_schedule: "constant", or "linear": growing evenly along the sequence, from about 1 to the scale.
             guidance_interval: two noise levels between which to guide; by default at all.
+            context_guidance: of a model with a `context_drop_prob`, at least 0: 1 for the distribution that was learned, more to
+                follow more closely all that is drawn already, and labels and vectors too. What the head says of a token is moved
+                away from what it says of its place alone. It starts from the result of the other guidance.
             seq_len: tokens to draw, the prompt's included; by default `max_seq_len`.
+            precision: "bf16" to draw with weights rounded to bfloat16, faster where there are instructions for it: the solver's
+                state stays in single precision. "no", or by default, as the weights are.
             compile: compile the transformer's step and the head's loop with `torch.compile`: minutes at first, faster then. What
                 cannot be compiled runs as without, after one warning.
-            context_guidance: as of the constructor; by default the model's own.
-            num_steps, solver, temperature, generator: as of `Head.sampler`. The same seed gives the same result.
+            num_steps, solver, temperature, generator: as of `DenoisingHead.sampler`. The same seed gives the same result.
+
+        Guidance, `num_steps`, `solver` and `temperature` that are not given are those of `generation`, by default those that draw from
+        the distribution that was learned.
 
         Returns:
             Tokens (b n d), the prompt's first, in single precision or the weights', whichever is higher.
         """
-        plan = self._plan(batch_size, prompt, **kwargs)
+        model = self._in_precision(precision)
+        plan = model._plan(batch_size, prompt, **kwargs)
         prompt_length = plan.prompt.shape[1]
         seq = plan.prompt.new_empty(plan.batch_size, plan.seq_len, self.dim_input)
         seq[:, :prompt_length] = _repeated(plan.prompt, plan.batch_size)
         total = plan.seq_len - prompt_length
-        for i, token in enumerate(tqdm(self._stream(plan), desc="tokens", total=total, disable=not progress), start=prompt_length):
+        for i, token in enumerate(tqdm(model._stream(plan), desc="tokens", total=total, disable=not progress), start=prompt_length):
             seq[:, i] = token
         return seq
 
-    def stream(self, batch_size: int = 1, prompt: Tensor | None = None, **kwargs) -> Iterator[Tensor]:
+    def stream(
+        self,
+        batch_size: int = 1,
+        prompt: Tensor | None = None,
+        *,
+        precision: Literal["no", "bf16"] | None = None,
+        **kwargs,
+    ) -> Iterator[Tensor]:
         """The tokens that `sample` draws after the prompt, each (b d), as soon as it is drawn. Arguments as of `sample`, but for
         `progress`."""
-        return self._stream(self._plan(batch_size, prompt, **kwargs))
+        model = self._in_precision(precision)
+        return model._stream(model._plan(batch_size, prompt, **kwargs))
+
+    def _in_precision(self, precision: str | None) -> Autoregressive:
+        """This model, or a copy of it with rounded weights."""
+        if precision is None:
+            return self
+        check_choice("precision", precision, PRECISIONS)
+        dtype = PRECISIONS[precision]
+        return self if self.proj_in.weight.dtype == dtype else copy.deepcopy(self).to(dtype)
 
     def _plan(
         self,
@@ -281,14 +312,26 @@ class Autoregressive(Module, Pretrained):
         labels: Tensor | Sequence[int] | int | None = None,
         cond: Tensor | None = None,
         cond_mask: Tensor | None = None,
-        guidance_scale: float | Sequence[float] | Tensor = 1.0,
-        guidance_schedule: Literal["constant", "linear"] = "constant",
+        guidance_scale: float | Sequence[float] | Tensor | None = None,
+        guidance_schedule: Literal["constant", "linear"] | None = None,
         guidance_interval: tuple[float, float] | None = None,
         context_guidance: float | None = None,
+        num_steps: int | None = None,
+        solver: str | None = None,
+        temperature: float | None = None,
         seq_len: int | None = None,
         compile: bool = False,
         **sampler_kwargs,
     ) -> SamplingPlan:
+        own = self.generation
+        if num_steps is None and solver in (None, own.solver):  # another solver takes other steps
+            num_steps = own.num_steps
+        sampler_kwargs |= dict(
+            num_steps=num_steps,
+            solver=own.solver if solver is None else solver,
+            temperature=own.temperature if temperature is None else temperature,
+            compile=compile,
+        )
         seq_len = self.max_seq_len if seq_len is None else seq_len
         check_positive_int(batch_size=batch_size, seq_len=seq_len)
         if seq_len > self.max_seq_len:
@@ -299,9 +342,18 @@ class Autoregressive(Module, Pretrained):
         self._check_tokens("prompt", prompt, shortest=0, longest=seq_len)
         prompt = prompt.detach().to(weight.device, torch.promote_types(weight.dtype, torch.float32))
 
-        guidance = Guidance(guidance_scale, guidance_schedule, guidance_interval)
-        context_guidance = self.context_guidance if context_guidance is None else self._check_context_guidance(context_guidance)
-        draw = self.head.sampler(guidance_interval=guidance.interval, compile=compile, **sampler_kwargs)
+        guidance = GuidanceSchedule(
+            own.guidance_scale if guidance_scale is None else guidance_scale,
+            own.guidance_schedule if guidance_schedule is None else guidance_schedule,
+            own.guidance_interval if guidance_interval is None else guidance_interval,
+        )
+        context_guidance = check_context_guidance(own.context_guidance if context_guidance is None else context_guidance)
+        if context_guidance != 1 and self.context_drop_prob == 0:
+            raise ValueError(
+                "context_guidance other than 1 needs a model that is trained with a context_drop_prob above 0, "
+                f"got {context_guidance}"
+            )
+        draw = self.head.sampler(**sampler_kwargs)
         if not guidance.is_conditional and not self.conditioning.is_conditional:
             raise ValueError("guidance_scale other than 1 needs a model with num_classes or dim_cond")
         if not guidance.is_conditional and self.conditioning.cond_drop_prob == 0:
@@ -333,22 +385,23 @@ class Autoregressive(Module, Pretrained):
         modules = list(self.modules())
         guided = not (plan.guidance.is_conditional or plan.guidance.is_unconditional)
         scales = plan.guidance.scales(plan.seq_len).to(self.proj_in.weight.device)
-        no_context: list[Tensor | None] = [None] * plan.seq_len
-        if plan.context_guidance != 1:
-            no_context = list(self.no_context(0, plan.seq_len).detach())
-            if not self.conditioning.is_conditional:
-                no_context[0] = None  # nothing comes before the first token: its place is all that there is to know
-        context_scale = torch.tensor(plan.context_guidance, device=scales.device)
         token, state = None, None
         for i in range(plan.prompt.shape[1], plan.seq_len):
             with inference(modules):
                 if token is None:
-                    cond, state = self._first_step(plan, guided)
+                    z, state = self._first_step(plan, guided)
                 else:
                     embeds = self._embed(token.unsqueeze(1))
-                    cond, state = plan.step(torch.cat((embeds, embeds)) if guided else embeds, state)
-                cond, uncond = cond.chunk(2) if guided else (cond, None)
-                token = plan.draw(cond, uncond, scales[i], no_context[i], context_scale)
+                    z, state = plan.step(torch.cat((embeds, embeds)) if guided else embeds, state)
+                guidance = []
+                if guided:
+                    z, unconditional = z.chunk(2)
+                    guidance.append(Guidance(unconditional, scales[i], plan.guidance.interval))
+                # before an unconditional first token there is no context: its place is all that there is to know
+                if plan.context_guidance != 1 and (i > 0 or self.conditioning.is_conditional):
+                    place = self.no_context(i, i + 1).squeeze(0)
+                    guidance.append(Guidance(place, plan.context_guidance))
+                token = plan.draw(z, guidance)
             yield token.clone()  # no tensor of this block's inference mode: it can be trained on
 
     def _first_step(self, plan: SamplingPlan, guided: bool) -> tuple[Tensor, State]:
@@ -375,14 +428,6 @@ class Autoregressive(Module, Pretrained):
 
     def _start(self, batch_size: int) -> Tensor:
         return self.start_token.expand(batch_size, 1, -1)
-
-    def _check_context_guidance(self, scale: float) -> float:
-        scale = check_context_guidance(scale)
-        if scale != 1 and self.context_drop_prob == 0:
-            raise ValueError(
-                f"context_guidance other than 1 needs a model that is trained with a context_drop_prob above 0, got {scale}"
-            )
-        return scale
 
     def _embed(self, tokens: Tensor) -> Tensor:
         return self.proj_in(tokens.to(self.proj_in.weight.dtype))
@@ -450,3 +495,13 @@ class AutoregressiveFlow(Autoregressive):
         super().__init__(
             dim, head=RectifiedFlow, head_kwargs=dict(model_output_clean=model_output_clean) | (flow_kwargs or {}), **kwargs
         )
+
+
+def without_sampling_of_1_0(arguments: dict, head_argument: str) -> dict:
+    """Arguments of a saved sequence model, without those of the sampler that version 1.0.0 stored among them."""
+    arguments = {name: value for name, value in arguments.items() if name != "context_guidance"}
+    head = dict(arguments.get(head_argument) or {})
+    if isinstance(head.get("num_sample_steps"), dict):
+        head |= dict(num_sample_steps=None, clamp_during_sampling=bool(head["clamp_during_sampling"]))
+        head["solver"] = head["solver"] if head["solver"] in SOLVERS else None
+    return arguments | {head_argument: head}

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import inf
-from numbers import Real
 from typing import Literal
 
 import torch
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import Module
 
 from autoregressive_diffusion_pytorch.checks import as_tensor, as_whole_numbers, check_choice, check_positive_int
+from autoregressive_diffusion_pytorch.heads.guidance import check_guidance_interval, check_guidance_scale
 
 GUIDANCE_SCHEDULES = ("constant", "linear")
 
@@ -190,8 +190,8 @@ class Conditioning(Module):
         return embeds, mask | nothing if masked else None
 
 
-class Guidance:
-    """Classifier-free guidance: what the head is told moves from the unconditional to the conditional distribution, and beyond.
+class GuidanceSchedule:
+    """The scale of classifier-free guidance at each token, and the noise levels at which it guides.
 
     Args:
         scale: at least 0, one number or one for each sample. 0 is the unconditional model, 1 the conditional one; above 1 samples
@@ -223,7 +223,7 @@ class Guidance:
     @property
     def is_unconditional(self) -> bool:
         """The unconditional model alone is asked."""
-        return bool((self.scale == 0).all()) and self.schedule == "constant" and self.interval is None
+        return bool((self.scale == 0).all()) and self.schedule == "constant" and self.interval == (0.0, inf)
 
     def scales(self, length: int) -> Tensor:
         """The scale at each of `length` tokens, (n,) or (n b)."""
@@ -231,35 +231,3 @@ class Guidance:
             return self.scale.expand(length, *self.scale.shape)
         progress = torch.arange(1, length + 1) / length
         return torch.lerp(torch.ones_like(self.scale), self.scale, progress.view(-1, *(1,) * self.scale.ndim))
-
-
-def check_guidance_scale(scale: float | Sequence[float] | Tensor) -> Tensor:
-    tensor = as_tensor("guidance_scale", scale).float()
-    if not (tensor.isfinite().all() and (tensor >= 0).all()):
-        raise ValueError(f"guidance_scale must be at least 0 and finite, got {scale}")
-    return tensor
-
-
-def check_guidance_interval(interval: tuple[float, float] | None) -> tuple[float, float] | None:
-    if interval is None:
-        return None
-    pair = tuple(interval) if isinstance(interval, (tuple, list)) else ()
-    if len(pair) != 2 or not 0 <= pair[0] < pair[1] <= inf:
-        raise ValueError(f"guidance_interval must be two noise levels 0 <= low < high, got {interval}")
-    return pair
-
-
-def check_context_guidance(scale: float) -> float:
-    if isinstance(scale, bool) or not isinstance(scale, Real):
-        raise TypeError(f"context_guidance must be one number, got {scale!r}")
-    if not 0 <= scale < inf:
-        raise ValueError(f"context_guidance must be at least 0 and finite, got {scale}")
-    return float(scale)
-
-
-def guide(unconditional: Tensor, conditional: Tensor, scale: Tensor) -> Tensor:
-    """unconditional + scale · (conditional - unconditional), exact at scales 0 and 1.
-
-    Ho & Salimans 2022, eq. 6, whose w is `scale - 1`.
-    """
-    return torch.lerp(unconditional, conditional, scale)

@@ -12,13 +12,18 @@ from einops import rearrange
 from torch import Generator, Tensor
 from torch.nn import Module
 
-from autoregressive_diffusion_pytorch.autoregressive import Autoregressive, AutoregressiveDiffusion, AutoregressiveFlow
+from autoregressive_diffusion_pytorch.autoregressive import (
+    Autoregressive,
+    AutoregressiveDiffusion,
+    AutoregressiveFlow,
+    without_sampling_of_1_0,
+)
 from autoregressive_diffusion_pytorch.checks import as_height_and_width, as_tensor, check_positive_int
+from autoregressive_diffusion_pytorch.generation import GenerationSettings
 from autoregressive_diffusion_pytorch.pretrained import Pretrained
 from autoregressive_diffusion_pytorch.processes import map_over_processes
 
 CONTEXT_DROP_PROB = 0.1  # share of the tokens that image models learn without context, by default
-IMAGE_SAMPLE_STEPS = {"dpmpp_2m": 3}  # that image models take by default, by solver; of others as many as sequences
 VALUE_INTERVAL = 2 / 255  # between neighbouring 8-bit values, in the range of tokens
 
 
@@ -45,11 +50,11 @@ class ImageAutoregressive(Module, Pretrained):
         num_classes: number of labels to tell it what to draw, none by default.
         dim_cond: width of vectors to tell it what to draw, none by default.
         model: arguments of the sequence model, but for `dim_input` and `max_seq_len`, which follow from the sizes. By default it
-            learns some tokens without context, `CONTEXT_DROP_PROB` of them, and draws with context guidance; and of its
-            head's arguments `num_sample_steps` is `IMAGE_SAMPLE_STEPS`, 3 of "dpmpp_2m", and `clamp_during_sampling` "guided": it
-            holds tokens in the range of images where guidance would push them out.
-        model_class: class of the sequence model.
+            learns some tokens without context, `CONTEXT_DROP_PROB` of them, so that it can be drawn from with context guidance; and its
+            head clamps drawn tokens to the range of images, so that the transformer reads what the user sees.
     """
+
+    model_class: type[Autoregressive]  # of the sequence model
 
     def __init__(
         self,
@@ -61,7 +66,6 @@ class ImageAutoregressive(Module, Pretrained):
         num_classes: int | None = None,
         dim_cond: int | None = None,
         model: dict,
-        model_class: type[Autoregressive],
     ):
         super().__init__()
         self.image_size = as_height_and_width("image_size", image_size)
@@ -85,15 +89,24 @@ class ImageAutoregressive(Module, Pretrained):
         rows, columns = (image // patch for image, patch in zip(self.image_size, self.patch_size, strict=True))
         dim_input = channels * self.patch_size[0] * self.patch_size[1]
         sizes = dict(dim_input=dim_input, max_seq_len=(rows, columns))
-        head_kwargs = dict(clamp_during_sampling="guided", num_sample_steps=IMAGE_SAMPLE_STEPS)
-        head_kwargs |= model.get(model_class.head_argument) or {}
-        model = dict(context_drop_prob=CONTEXT_DROP_PROB) | model | {model_class.head_argument: head_kwargs}
-        self.model = model_class(**model, **sizes, num_classes=num_classes, dim_cond=dim_cond)
+        head_kwargs = dict(clamp_during_sampling=True) | (model.get(self.model_class.head_argument) or {})
+        model = dict(context_drop_prob=CONTEXT_DROP_PROB) | model | {self.model_class.head_argument: head_kwargs}
+        self.model = self.model_class(**model, **sizes, num_classes=num_classes, dim_cond=dim_cond)
 
     @classmethod
     def _from_pretrained(cls, *, model: dict, **kwargs):
+        model = without_sampling_of_1_0(model, cls.model_class.head_argument)
         # a saved model names all its arguments: one that does not name this learned nothing without context
         return super()._from_pretrained(model=dict(context_drop_prob=0.0) | model, **kwargs)
+
+    @property
+    def generation(self) -> GenerationSettings:
+        """How it draws unless `sample` is told otherwise."""
+        return self.model.generation
+
+    @generation.setter
+    def generation(self, settings: GenerationSettings) -> None:
+        self.model.generation = settings
 
     def checkpoint_gradients(self) -> None:
         """As of `Autoregressive`."""
@@ -173,7 +186,8 @@ class ImageAutoregressive(Module, Pretrained):
         """Draws images (b c h w) with values in [0, 1].
 
         Arguments as of `Autoregressive.sample`, but for `prompt` and `seq_len`: `labels`, `cond`, `cond_mask`, `guidance_scale`,
-        `guidance_schedule`, `guidance_interval`, `context_guidance`, `compile`, `num_steps`, `solver`, `temperature`, `generator`.
+        `guidance_schedule`, `guidance_interval`, `context_guidance`, `precision`, `compile`, `num_steps`, `solver`, `temperature`,
+        `generator`.
         """
         return self._to_images(self.model.sample(batch_size, None, seq_len=None, progress=progress, **kwargs))
 
@@ -249,15 +263,13 @@ class ImageAutoregressive(Module, Pretrained):
 class ImageAutoregressiveDiffusion(ImageAutoregressive):
     """Images by `AutoregressiveDiffusion`. Arguments as of `ImageAutoregressive`."""
 
-    def __init__(self, **kwargs):
-        super().__init__(model_class=AutoregressiveDiffusion, **kwargs)
+    model_class = AutoregressiveDiffusion
 
 
 class ImageAutoregressiveFlow(ImageAutoregressive):
     """Images by `AutoregressiveFlow`. Arguments as of `ImageAutoregressive`."""
 
-    def __init__(self, **kwargs):
-        super().__init__(model_class=AutoregressiveFlow, **kwargs)
+    model_class = AutoregressiveFlow
 
 
 def draw_images(

@@ -9,7 +9,10 @@ import json
 import shutil
 from pathlib import Path
 
-from huggingface_hub import ModelCard, PyTorchModelHubMixin
+from huggingface_hub import ModelCard, PyTorchModelHubMixin, hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError
+
+from autoregressive_diffusion_pytorch.generation import GENERATION_FILE, GenerationSettings
 
 MODEL_CARD = """---
 {{ card_data }}
@@ -54,9 +57,11 @@ class Pretrained(
 ):
     """`save_pretrained(folder)`, `from_pretrained(folder or hub name)` and `push_to_hub(name)` of huggingface_hub.
 
-    A model remembers the arguments it was made with. A saved one is `config.json`, which holds them, `model.safetensors`, and
-    `README.md`, a model card: loading runs no code from the files.
+    A model remembers the arguments it was made with. A saved one is `config.json`, which holds them, `generation.json`, how it draws,
+    `model.safetensors`, and `README.md`, a model card: loading runs no code from the files.
     """
+
+    generation: GenerationSettings
 
     def __new__(cls, *args, **kwargs):
         instance = super().__new__(cls, *args, **kwargs)
@@ -92,6 +97,7 @@ class Pretrained(
 
     def _save_pretrained(self, save_directory: Path) -> None:
         (save_directory / "config.json").write_text(json.dumps(self.config, indent=2, sort_keys=True))
+        self.generation.save(save_directory)
         super()._save_pretrained(save_directory)
 
     def save_pretrained(self, save_directory: str | Path, *, model_card_kwargs: dict | None = None, **kwargs) -> str | None:
@@ -124,10 +130,18 @@ class Pretrained(
         )
 
     @classmethod
-    def _from_pretrained(cls, *, strict: bool = True, **kwargs):
+    def _from_pretrained(cls, *, model_id: str, strict: bool = True, **kwargs):
         # the mixin prints where it loads from, and by default passes over weights that are missing
         with contextlib.redirect_stdout(io.StringIO()):
-            return super()._from_pretrained(strict=strict, **kwargs)
+            model = super()._from_pretrained(model_id=model_id, strict=strict, **kwargs)
+        if Path(model_id).is_dir():
+            model.generation = GenerationSettings.load(model_id)
+        else:
+            names = ("revision", "cache_dir", "force_download", "local_files_only", "token")
+            with contextlib.suppress(EntryNotFoundError):  # of a model without: it keeps the defaults
+                file = hf_hub_download(model_id, GENERATION_FILE, **{name: kwargs[name] for name in names})
+                model.generation = GenerationSettings.load(Path(file).parent)
+        return model
 
 
 def _copied(value):

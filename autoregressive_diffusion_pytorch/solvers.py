@@ -1,160 +1,94 @@
-"""Numerical solvers as plain functions over a grid of times.
+"""Sigma schedules, and solvers as plain functions `(denoise, noise, sigmas)` that know no network.
 
-A solver knows no network. It gets a function of `(x, time)`, the state `x` and the grid, a sequence of Python floats, so that
-nothing is ever read back from a device. The state may be a tensor or a plain number.
+All of them work on a noised token `x = token + sigma · noise`: a path `alpha · token + sigma_t · noise` is brought to it by dividing by
+alpha, so that sigma is the noise's standard deviation over the signal's scale. `denoise(x, sigma)` is E[token | x], `noise()` draws unit
+noise of the state's shape, and `sigmas` are falling Python floats that end at 0, so that nothing is read back from a device. The last step
+of each, to 0, is of first order: its result is the last denoised token, whatever the last noise level was.
+
+The first level counts as infinite: there is noise alone. A step from it leaves out nothing of the token, as one from a state
+`sigmas[0] · noise` would: a share std / sigma of its mean, which adds up along a sequence.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from math import inf, log, sqrt
-from typing import TypeVar
+from math import inf, sqrt
 
-State = TypeVar("State")  # a tensor, or a plain number
-Field = Callable[[State, float], State]
+from torch import Tensor
 
-FEW_STEPS = 5  # fewer steps of `dpmpp_2m` than these have noise levels of their own
-FEW_STEPS_LEVELS = (40.0, 2.4)  # their range, in standard deviations of the data: what drew the best images, docs/recipe.md
+Denoise = Callable[[Tensor, float], Tensor]
+Noise = Callable[[], Tensor]
 
+# of the sampler, in standard deviations of the tokens: above there is nothing of a token to be seen, below nothing left to decide
+HIGHEST_SIGMA = 20.0
+LOWEST_SIGMA = 0.01
 
-def karras_schedule(num_levels: int, sigma_min: float, sigma_max: float, rho: float) -> list[float]:
-    """Noise levels falling from `sigma_max` to `sigma_min`: eq. 5 of Karras et al. 2022, but for its last level, 0."""
-    top, bottom = sigma_max ** (1 / rho), sigma_min ** (1 / rho)
-    ramp = [i / max(num_levels - 1, 1) for i in range(num_levels)]
-    # exact at its ends, where the powers are rounded
-    return [{0.0: sigma_max, 1.0: sigma_min}.get(t, (top + t * (bottom - top)) ** rho) for t in ramp]
+EXTRAPOLATION = 1 / 5  # the power of sigma along which `dpmpp_2m` extrapolates
 
 
-def multistep_schedule(num_steps: int, sigma_min: float, sigma_max: float, rho: float, sigma_data: float) -> list[float]:
-    """The levels of `num_steps` steps of `dpmpp_2m` on data of standard deviation `sigma_data`, from `sigma_max` to `sigma_min`.
+def karras_schedule(num_steps: int, sigma_data: float, rho: float = 7.0) -> list[float]:
+    """The noise levels of `num_steps` steps, the last of which is 0: eq. 5 of Karras et al. 2022, from `HIGHEST_SIGMA` to
+    `LOWEST_SIGMA` standard deviations of the data."""
+    top, bottom = (level ** (1 / rho) for level in (HIGHEST_SIGMA, LOWEST_SIGMA))
+    ramp = [i / max(num_steps - 1, 1) for i in range(num_steps)]
+    return [*(sigma_data * (top + share * (bottom - top)) ** rho for share in ramp), 0.0]
 
-    From `FEW_STEPS` on these are the levels of `karras_schedule`. Of fewer evaluations the second would say again what the first
-    has said of noise alone, and the last find nothing open: fewer are even in the logarithm, over the range of `FEW_STEPS_LEVELS`,
-    but for the first, which is `sigma_max`. They make images that look right, of which faint detail is left out. Where `sigma_min`
-    or `sigma_max` leave no such range, they are those of `karras_schedule` too.
+
+def euler(denoise: Denoise, noise: Noise, sigmas: Sequence[float]) -> Tensor:
+    """First order, one evaluation per step: Euler's method for eq. 1 of Karras et al. 2022, DDIM of Song et al. 2021."""
+    x = noise()
+    denoised = denoise(sigmas[0] * x, sigmas[0])
+    x = denoised + sigmas[1] * x
+    for sigma, next_sigma in pairwise(sigmas[1:]):
+        denoised = denoise(x, sigma)
+        x = denoised + next_sigma / sigma * (x - denoised)
+    return x
+
+
+def dpmpp_2m(denoise: Denoise, noise: Noise, sigmas: Sequence[float]) -> Tensor:
+    """Second order, one evaluation per step: DPM-Solver++(2M), Algorithm 2 of Lu et al. 2022 (https://arxiv.org/abs/2211.01095).
+
+    The linear part of the equation is solved exactly, and the denoised token extrapolated from the last two evaluations to the
+    middle of a step: there in ln(sigma), here in a power of sigma. The logarithm has no end towards 0, so that an extrapolation
+    in it grows with the length of the last steps: of eight, tokens come out up to 12 % too wide. A power has one.
     """
-    highest, lowest = (level * sigma_data for level in FEW_STEPS_LEVELS)
-    highest = min(highest, sigma_max)
-    if num_steps >= FEW_STEPS or not sigma_min < lowest < highest:
-        return karras_schedule(num_steps + 1, sigma_min, sigma_max, rho)
-    inner = [highest * (lowest / highest) ** (i / (num_steps - 1)) for i in range(1, num_steps)]
-    return [sigma_max, *inner, sigma_min]
-
-
-def euler(velocity: Field, x: State, times: Sequence[float]) -> State:
-    """First order: one evaluation a step, at its start."""
-    for time, next_time in pairwise(times):
-        x = x + (next_time - time) * velocity(x, time)
-    return x
-
-
-def midpoint(velocity: Field, x: State, times: Sequence[float]) -> State:
-    """Second order: two evaluations a step, at its start and at its middle."""
-    for time, next_time in pairwise(times):
-        step = next_time - time
-        halfway = x + 0.5 * step * velocity(x, time)
-        x = x + step * velocity(halfway, time + 0.5 * step)
-    return x
-
-
-def heun(velocity: Field, x: State, times: Sequence[float]) -> State:
-    """Second order: two evaluations a step, at its start and at its end."""
-    for time, next_time in pairwise(times):
-        step = next_time - time
-        slope = velocity(x, time)
-        next_slope = velocity(x + step * slope, next_time)
-        x = x + 0.5 * step * (slope + next_slope)
-    return x
-
-
-def dpmpp_2m(
-    denoise: Field,
-    x: State,
-    times: Sequence[float],
-    *,
-    alpha: Callable[[float], float],
-    sigma: Callable[[float], float],
-) -> State:
-    """DPM-Solver++(2M), second order with one evaluation a step: Algorithm 2 of Lu et al. 2022 (https://arxiv.org/abs/2211.01095).
-
-    The state at a time is `alpha · data + sigma · noise`. In lambda = ln(alpha / sigma) the linear part of its equation is solved
-    exactly, and the denoised state extrapolated from the last two evaluations. Where lambda is infinite (no data at the start, no
-    noise at the end) nothing can be extrapolated: such a step, and the one after it, is of first order, exact for a denoised state
-    that does not change.
-
-    Args:
-        denoise: the denoised state at `(x, time)`.
-        alpha, sigma: share of the data and of the noise at a time.
-    """
-
-    def half_log_snr(time: float) -> float:
-        if alpha(time) == 0:
-            return -inf
-        return log(alpha(time) / sigma(time)) if sigma(time) > 0 else inf
-
-    last_step, last_denoised = inf, None
-    for time, next_time in pairwise(times):
-        step = half_log_snr(next_time) - half_log_snr(time)
-        denoised = denoise(x, time)
+    x = noise()
+    denoised = denoise(sigmas[0] * x, sigmas[0])
+    x = denoised + sigmas[1] * x
+    clocks = [sigma**EXTRAPOLATION for sigma in sigmas]
+    for i in range(1, len(sigmas) - 1):
+        last, denoised = denoised, denoise(x, sigmas[i])
         estimate = denoised
-        if step < inf and last_step < inf:
-            estimate = denoised + step / (2 * last_step) * (denoised - last_denoised)
-        shrink = sigma(next_time) / sigma(time)
-        x = shrink * x + (alpha(next_time) - alpha(time) * shrink) * estimate
-        last_step, last_denoised = step, denoised
+        if sigmas[i + 1] > 0:
+            half_step = (clocks[i] - clocks[i + 1]) / (2 * (clocks[i - 1] - clocks[i]))
+            estimate = denoised + half_step * (denoised - last)
+        x = estimate + sigmas[i + 1] / sigmas[i] * (x - estimate)
     return x
 
 
-def euler_maruyama(
-    drift: Field,
-    x: State,
-    times: Sequence[float],
-    *,
-    diffusion: Callable[[float], float],
-    noise: Callable[[], State],
-) -> State:
-    """For a stochastic equation, dx = drift · dt + diffusion · dW: an Euler step and noise of the step's variance.
-
-    The last step adds none: it would stay in the result.
-
-    Args:
-        diffusion: the size of the noise at a time.
-        noise: draws unit noise of the state's shape.
-    """
-    for time, next_time in pairwise(times):
-        step = next_time - time
-        x = x + step * drift(x, time)
-        if next_time != times[-1]:
-            x = x + diffusion(time) * sqrt(step) * noise()
-    return x
-
-
-def stochastic_heun(
-    denoise: Field,
-    x: State,
+def heun(
+    denoise: Denoise,
+    noise: Noise,
     sigmas: Sequence[float],
     *,
-    noise: Callable[[], State],
     S_churn: float = 0.0,
     S_tmin: float = 0.0,
     S_tmax: float = inf,
     S_noise: float = 1.0,
-) -> State:
-    """Algorithm 2 of Karras et al. 2022; with `S_churn = 0` it is their deterministic Algorithm 1.
+) -> Tensor:
+    """Second order, two evaluations per step but for the first and the last: Algorithm 1 of Karras et al. 2022.
 
-    Args:
-        denoise: the denoised state at `(x, sigma)`.
-        x: the state at noise level `sigmas[0]`.
-        sigmas: falling noise levels; the last may be 0.
-        noise: draws unit noise of the state's shape.
+    With `S_churn` above 0 it is their stochastic Algorithm 2, which adds fresh noise before a step.
     """
     num_steps = len(sigmas) - 1
-    for sigma, next_sigma in pairwise(sigmas):
+    x = noise()
+    denoised = denoise(sigmas[0] * x, sigmas[0])
+    x = denoised + sigmas[1] * x
+    for sigma, next_sigma in pairwise(sigmas[1:]):
         # raise the noise level from sigma to sigma_hat
         churn = S_churn > 0 and S_tmin <= sigma <= S_tmax
-        gamma = min(S_churn / num_steps, sqrt(2) - 1) if churn else 0.0
-        sigma_hat = sigma + gamma * sigma
+        sigma_hat = sigma * (1 + min(S_churn / num_steps, sqrt(2) - 1)) if churn else sigma
         if churn:
             x = x + sqrt(sigma_hat**2 - sigma**2) * S_noise * noise()
 
@@ -170,17 +104,9 @@ def stochastic_heun(
     return x
 
 
-def visited_times(solver: Callable[[Field], float]) -> list[float]:
-    """The times at which `solver(field)` evaluates its field, in order; it starts from a plain number.
+def num_evaluations(solver: str, num_steps: int) -> int:
+    """The evaluations of the network per token (NFE) that a solver's steps take."""
+    return max(2 * num_steps - 2, 1) if solver == "heun" else num_steps
 
-    A solver's grid does not depend on the state, so a dry run on a plain number tells, before the first real step, everything
-    that the network will be asked: what depends only on the time can then be computed for all steps at once.
-    """
-    times = []
 
-    def record(x, time):
-        times.append(time)
-        return 0.0
-
-    solver(record)
-    return times
+SOLVERS = dict(dpmpp_2m=dpmpp_2m, euler=euler, heun=heun)

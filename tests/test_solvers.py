@@ -1,222 +1,146 @@
 from functools import partial
 from itertools import pairwise
-from math import sqrt
+from math import inf, sqrt
 
 import pytest
 import torch
 
 from autoregressive_diffusion_pytorch.solvers import (
+    HIGHEST_SIGMA,
+    LOWEST_SIGMA,
+    SOLVERS,
     dpmpp_2m,
     euler,
-    euler_maruyama,
     heun,
     karras_schedule,
-    midpoint,
-    multistep_schedule,
-    stochastic_heun,
-    visited_times,
+    num_evaluations,
 )
 
-
-def grid(num_steps, start=0.0, stop=1.0):
-    return [start + (stop - start) * i / num_steps for i in range(num_steps + 1)]
+solvers = pytest.mark.parametrize("solver", SOLVERS.values(), ids=SOLVERS)
 
 
-def order_of(solve, exact, num_steps):
-    """Of convergence, from the errors at a number of steps and at twice as many."""
-    errors = [abs(solve(n) - exact) for n in (num_steps, 2 * num_steps)]
-    return torch.log2(torch.as_tensor(errors[0] / errors[1])).item()
-
-
-def test_schedule_is_even_in_the_root_of_the_noise_level():
-    sigmas = karras_schedule(7, sigma_min=0.01, sigma_max=50.0, rho=5.0)
+@pytest.mark.parametrize("rho", [5.0, 7.0])
+def test_schedule_is_even_in_the_root_of_the_noise_level_and_ends_at_0(rho):
+    *sigmas, last = karras_schedule(7, 0.25, rho)
+    assert last == 0
     assert len(sigmas) == 7
-    assert sigmas[0] == pytest.approx(50.0)
-    assert sigmas[6] == pytest.approx(0.01)
-    roots = [sigma**0.2 for sigma in sigmas]
-    steps = [a - b for a, b in pairwise(roots)]
+    # in units of the data
+    assert sigmas[0] == pytest.approx(HIGHEST_SIGMA * 0.25)
+    assert sigmas[6] == pytest.approx(LOWEST_SIGMA * 0.25)
+    steps = [a - b for a, b in pairwise(sigma ** (1 / rho) for sigma in sigmas)]
     assert steps == pytest.approx([steps[0]] * 6)
-    assert karras_schedule(1, sigma_min=0.01, sigma_max=50.0, rho=5.0) == pytest.approx([50.0])
+    assert karras_schedule(1, 0.25) == pytest.approx([HIGHEST_SIGMA * 0.25, 0])
 
 
-def test_a_few_steps_evaluate_at_high_levels():
-    schedule = dict(sigma_min=0.01, sigma_max=50.0, rho=5.0)
-    assert multistep_schedule(1, **schedule, sigma_data=0.5) == [50.0, 0.01]
-    assert multistep_schedule(2, **schedule, sigma_data=0.5) == pytest.approx([50.0, 1.2, 0.01])
-    # in units of the data; even in the logarithm
-    assert multistep_schedule(3, **schedule, sigma_data=0.25) == pytest.approx([50.0, (10.0 * 0.6) ** 0.5, 0.6, 0.01])
-    sigmas = multistep_schedule(4, **schedule, sigma_data=0.5)
-    assert [a / b for a, b in pairwise([20.0, *sigmas[1:4]])] == pytest.approx([(20 / 1.2) ** (1 / 3)] * 3)
-    assert multistep_schedule(3, **schedule, sigma_data=5.0) == pytest.approx([50.0, (50.0 * 12.0) ** 0.5, 12.0, 0.01])
-    # of more steps, and where the ends leave no room, the usual ones
-    assert multistep_schedule(5, **schedule, sigma_data=0.5) == karras_schedule(6, **schedule)
-    for sigma_data in (0.004, 21.0):
-        assert multistep_schedule(3, **schedule, sigma_data=sigma_data) == karras_schedule(4, **schedule)
+# the probability flow of a Gaussian takes the noise n to mean + std · n
+
+STD, MEAN = 0.5, 0.3
+NOISE = torch.tensor([3.0, -1.0], dtype=torch.float64)
+EXACT = MEAN + STD * NOISE
 
 
-@pytest.mark.parametrize(("solver", "order"), [(euler, 1), (midpoint, 2), (heun, 2)])
-def test_order_of_convergence(solver, order):
-    # dx/dt = -2 t x has the solution x(1) = x(0) / e
-    start = torch.tensor(1.0, dtype=torch.float64)
-    assert order_of(lambda n: solver(lambda x, t: -2 * t * x, start, grid(n)), start / torch.e, 20) == pytest.approx(order, abs=0.1)
-
-
-# the probability flow of a centred Gaussian takes the state at one time to another in proportion to its standard deviation there
-
-STD = 0.5
-START = torch.tensor(3.0, dtype=torch.float64)
-
-
-def denoise_exploding(x, sigma):
+def denoise(x, sigma):
     """The ideal denoiser of x = data + sigma · noise."""
-    return STD**2 / (STD**2 + sigma**2) * x
+    return MEAN + STD**2 / (STD**2 + sigma**2) * (x - MEAN)
 
 
-def denoise_straight(x, t):
-    """The ideal denoiser of x = t · data + (1 - t) · noise."""
-    return t * STD**2 / ((t * STD) ** 2 + (1 - t) ** 2) * x
+def run(solver, num_steps, denoise=denoise, **kwargs):
+    return solver(denoise, lambda: NOISE, karras_schedule(num_steps, STD), **kwargs)
 
 
-EXPLODING = dict(alpha=lambda sigma: 1.0, sigma=lambda sigma: sigma)
-STRAIGHT = dict(alpha=lambda t: t, sigma=lambda t: 1 - t)
+@pytest.mark.parametrize(("solver", "order"), [(euler, 1), (heun, 2), (dpmpp_2m, 2)])
+def test_order_of_convergence(solver, order):
+    # what the schedule leaves out, above its highest and below its lowest level, no number of steps brings back
+    sigmas = {n: karras_schedule(n + 1, STD)[:-1] for n in (80, 160, 2560)}
+    ends = {n: solver(denoise, lambda: NOISE, levels) for n, levels in sigmas.items()}
+    errors = [(ends[n] - ends[2560]).abs().max() for n in (80, 160)]
+    assert torch.log2(errors[0] / errors[1]).item() == pytest.approx(order, abs=0.25)
 
 
-@pytest.mark.parametrize("stop", [0.1, 0.0])
-def test_heun_of_karras_is_of_second_order(stop):
-    exact = START * sqrt((STD**2 + stop**2) / (STD**2 + 2.0**2))
-    order = order_of(lambda n: stochastic_heun(denoise_exploding, START, grid(n, 2.0, stop), noise=None), exact, 40)
-    assert order == pytest.approx(2, abs=0.2)
+@solvers
+def test_solvers_end_where_the_flow_does(solver):
+    # up to what the schedule leaves out: a share of 1 / (2 · 20²) of the spread above it, LOWEST_SIGMA² / 2 below
+    steps = 4000 if solver is euler else 400
+    torch.testing.assert_close(run(solver, steps), EXACT, rtol=4e-3, atol=0)
 
 
-@pytest.mark.parametrize(
-    ("denoise", "schedule", "start", "stop"),
-    [(denoise_exploding, EXPLODING, 2.0, 0.1), (denoise_straight, STRAIGHT, 0.1, 0.9)],
-    ids=["exploding", "straight"],
-)
-def test_dpm_solver_is_of_second_order(denoise, schedule, start, stop):
-    def std(time):
-        return sqrt((schedule["alpha"](time) * STD) ** 2 + schedule["sigma"](time) ** 2)
-
-    exact = START * std(stop) / std(start)
-    order = order_of(lambda n: dpmpp_2m(denoise, START, grid(n, start, stop), **schedule), exact, 80)
-    assert order == pytest.approx(2, abs=0.2)
-
-
-@pytest.mark.parametrize(
-    ("denoise", "schedule", "start", "stop"),
-    [(denoise_exploding, EXPLODING, 80.0, 0.0), (denoise_straight, STRAIGHT, 0.0, 1.0)],
-    ids=["exploding", "straight"],
-)
-def test_dpm_solver_from_pure_noise_to_pure_data(denoise, schedule, start, stop):
-    # evenly in the root of the noise level, as no solver takes an even grid from 80 to 0 well
-    times = [start + (stop - start) * (1 - (1 - t) ** 4) if start > 1 else t for t in grid(200)]
-    exact = START * STD / sqrt((schedule["alpha"](start) * STD) ** 2 + schedule["sigma"](start) ** 2)
-    torch.testing.assert_close(dpmpp_2m(denoise, START, times, **schedule), exact, rtol=1e-3, atol=0)
-
-
-@pytest.mark.parametrize("schedule", [EXPLODING, STRAIGHT], ids=["exploding", "straight"])
-def test_dpm_solver_is_exact_for_a_constant_denoised_state(schedule):
-    start, stop = (5.0, 0.0) if schedule is EXPLODING else (0.0, 1.0)
+@solvers
+@pytest.mark.parametrize("num_steps", [1, 2, 5])
+def test_a_constant_denoised_token_is_exact_in_any_number_of_steps(solver, num_steps):
     data = torch.tensor([0.3, -0.7], dtype=torch.float64)
-    noise = torch.tensor([1.1, 0.4], dtype=torch.float64)
-    for middle in (0.2, 0.7):
-        state = schedule["alpha"](start) * data + schedule["sigma"](start) * noise
-        state = dpmpp_2m(lambda x, t: data, state, [start, 0.9, middle], **schedule)
-        torch.testing.assert_close(state, schedule["alpha"](middle) * data + schedule["sigma"](middle) * noise)
-        torch.testing.assert_close(dpmpp_2m(lambda x, t: data, state, [middle, stop], **schedule), data)
+    torch.testing.assert_close(run(solver, num_steps, lambda x, sigma: data), data)
 
 
-def test_dpm_solver_extrapolates_from_the_last_two():
-    # Lu et al. 2022, Algorithm 2, written out for the second of two steps of x = data + sigma · noise
-    denoised = {4.0: torch.tensor(0.5), 2.0: torch.tensor(0.8)}
-    x = dpmpp_2m(lambda x, sigma: denoised[sigma], torch.tensor(4.1), [4.0, 2.0, 0.5], **EXPLODING)
-    middle = 2 / 4 * torch.tensor(4.1) + (1 - 2 / 4) * 0.5
-    r = torch.tensor(4 / 2).log() / torch.tensor(2 / 0.5).log()
-    estimate = (1 + 1 / (2 * r)) * 0.8 - 1 / (2 * r) * 0.5
-    torch.testing.assert_close(x, 0.5 / 2 * middle + (1 - 0.5 / 2) * estimate)
+@solvers
+def test_the_mean_is_exact_in_any_number_of_steps(solver):
+    # the first level counts as infinite: the noise tells nothing of the mean
+    for num_steps in (2, 5, 9):
+        ends = [solver(denoise, lambda s=sign: s * NOISE, karras_schedule(num_steps, STD)) for sign in (1, -1)]
+        torch.testing.assert_close((ends[0] + ends[1]) / 2, torch.full_like(NOISE, MEAN), rtol=1e-2, atol=0)
 
 
-def test_euler_maruyama_without_noise_is_euler():
-    for drift in (lambda x, t: -2 * t * x, lambda x, t: t - x):
-        x = euler_maruyama(drift, START, grid(7), diffusion=lambda t: 0.0, noise=lambda: START)
-        assert x == euler(drift, START, grid(7))
+@solvers
+def test_evaluations_and_the_levels_that_they_are_at(solver):
+    for num_steps in (1, 2, 5):
+        seen = []
+        run(solver, num_steps, lambda x, sigma: seen.append(sigma) or x)  # noqa: B023
+        name = next(name for name, function in SOLVERS.items() if function is solver)
+        assert len(seen) == num_evaluations(name, num_steps)
+        assert sorted(set(seen), reverse=True) == karras_schedule(num_steps, STD)[:-1]
 
 
-def test_euler_maruyama_spreads_by_the_diffusion():
-    # dx = -x dt + (1 + t) dW from 0, by its recursion: a step shrinks by 1 - h and adds the noise's variance, the last one none
-    times, h = grid(10), 0.1
-    variance = 0.0
-    for time, next_time in pairwise(times):
-        variance = variance * (1 - h) ** 2 + ((1 + time) ** 2 * h if next_time < 1 else 0.0)
-    generator = torch.Generator().manual_seed(0)
+@solvers
+def test_the_first_evaluation_sees_noise_alone_and_the_last_is_the_result(solver):
+    seen = []
+
+    def record(x, sigma):
+        seen.append((x, denoise(x, sigma)))
+        return seen[-1][1]
+
+    result = run(solver, 6, record)
+    torch.testing.assert_close(seen[0][0], HIGHEST_SIGMA * STD * NOISE)
+    torch.testing.assert_close(result, seen[-1][1])
+
+
+def test_dpm_solver_by_hand():
+    # Algorithm 2 of Lu et al. 2022 with lambda = -ln(sigma), but for the variable of the extrapolation
+    sigmas = [4.0, 1.0, 0.3, 0.1, 0.0]
+    first = denoise(4.0 * NOISE, 4.0)
+    x = first + 1.0 * NOISE
+    second = denoise(x, 1.0)
+    slope = (1.0**0.2 - 0.3**0.2) / (2 * (4.0**0.2 - 1.0**0.2))
+    x = 0.3 * x + 0.7 * (second + slope * (second - first))
+    third = denoise(x, 0.3)
+    slope = (0.3**0.2 - 0.1**0.2) / (2 * (1.0**0.2 - 0.3**0.2))
+    x = 0.1 / 0.3 * x + (1 - 0.1 / 0.3) * (third + slope * (third - second))
+    torch.testing.assert_close(dpmpp_2m(denoise, lambda: NOISE, sigmas), denoise(x, 0.1))
+
+
+def test_stochastic_heun_is_deterministic_without_churn():
+    assert torch.equal(run(heun, 6), run(heun, 6, S_churn=0.0, S_tmin=0.0, S_tmax=inf, S_noise=2.0))
+
+
+def test_churn_adds_noise_within_its_bounds():
+    draws = []
 
     def noise():
-        return torch.randn(40_000, generator=generator, dtype=torch.float64)
+        draws.append(1)
+        return NOISE
 
-    x = euler_maruyama(lambda x, t: -x, torch.zeros(40_000).double(), times, diffusion=lambda t: 1 + t, noise=noise)
-    # five standard errors of a variance
-    assert x.var().item() == pytest.approx(variance, rel=5 * sqrt(2 / 40_000))
-
-
-def test_churn_raises_the_noise_level_before_a_step():
-    # Algorithm 2 written out for one step from sigma 1 to 0, where only the first evaluation counts
-    x, eps = torch.tensor([2.0]), torch.tensor([0.3])
-    seen = []
-
-    def denoise(x, sigma):
-        seen.append((x.item(), sigma))
-        return torch.tensor([0.7])
-
-    result = stochastic_heun(denoise, x, [1.0, 0.0], noise=lambda: eps, S_churn=0.2, S_noise=1.1)
-    sigma_hat = 1.2
-    assert seen == [(pytest.approx(2.0 + (sigma_hat**2 - 1) ** 0.5 * 1.1 * 0.3), pytest.approx(sigma_hat))]
-    assert result.item() == pytest.approx(0.7)
+    levels = karras_schedule(12, STD)
+    heun(denoise, noise, levels, S_churn=4.0, S_tmin=0.1, S_tmax=1.0)
+    assert len(draws) == 1 + sum(0.1 <= sigma <= 1.0 for sigma in levels[1:])
 
 
-def test_churn_only_between_its_limits():
-    draws = []
-    stochastic_heun(
-        denoise_exploding,
-        torch.ones(1),
-        [4.0, 2.0, 1.0, 0.5, 0.0],
-        noise=lambda: draws.append(1) or torch.zeros(1),
-        S_churn=1.0,
-        S_tmin=0.9,
-        S_tmax=2.5,
-    )
-    assert len(draws) == 2
-
-
-def visiting(solver):
-    """The times that a solver, a function of the field and the state, visits: recorded in a real run, and in the dry one."""
-    seen = []
-
-    def field(x, time):
-        seen.append(time)
-        return 0.5 * x
-
-    solver(field, torch.ones(2))
-    return seen, visited_times(lambda field: solver(field, 0.0))
-
-
-@pytest.mark.parametrize("S_churn", [0.0, 10.0])
-def test_visited_times_are_those_of_the_real_run(S_churn):
-    seen, foretold = visiting(partial(stochastic_heun, sigmas=[4.0, 2.0, 1.0, 0.0], noise=lambda: 0.1, S_churn=S_churn))
-    assert foretold == seen
-    assert len(seen) == 2 * 3 - 1
-
-
-@pytest.mark.parametrize(
-    ("solver", "expected"),
-    [
-        (partial(euler, times=[0.0, 0.5, 1.0]), [0.0, 0.5]),
-        (partial(midpoint, times=[0.0, 0.5, 1.0]), [0.0, 0.25, 0.5, 0.75]),
-        (partial(heun, times=[0.0, 0.5, 1.0]), [0.0, 0.5, 0.5, 1.0]),
-        (partial(dpmpp_2m, times=[0.0, 0.5, 1.0], **STRAIGHT), [0.0, 0.5]),
-        (partial(euler_maruyama, times=[0.0, 0.5, 1.0], diffusion=lambda t: 1.0, noise=lambda: 0.1), [0.0, 0.5]),
-    ],
-    ids=["euler", "midpoint", "heun", "dpmpp_2m", "euler_maruyama"],
-)
-def test_visited_times(solver, expected):
-    seen, foretold = visiting(solver)
-    assert seen == foretold == expected
+@pytest.mark.parametrize("S_churn", [2.0, 1000.0])
+def test_one_stochastic_step_by_hand(S_churn):
+    # Karras et al. 2022, Algorithm 2; gamma is at most sqrt(2) - 1
+    values = iter([NOISE, torch.ones_like(NOISE)])
+    result = heun(denoise, partial(next, values), [4.0, 1.0, 0.4], S_churn=S_churn, S_noise=1.1)
+    x = denoise(4.0 * NOISE, 4.0) + NOISE
+    sigma_hat = 1 + min(S_churn / 2, sqrt(2) - 1)
+    x = x + sqrt(sigma_hat**2 - 1) * 1.1
+    slope = (x - denoise(x, sigma_hat)) / sigma_hat
+    ahead = x + (0.4 - sigma_hat) * slope
+    x = x + (0.4 - sigma_hat) / 2 * (slope + (ahead - denoise(ahead, 0.4)) / 0.4)
+    torch.testing.assert_close(result, x)

@@ -10,7 +10,10 @@ import torch
 from helpers import STANDARD_ERRORS, assert_mean, assert_std, ideal_head, stir
 
 from autoregressive_diffusion_pytorch import MLP, ElucidatedDiffusion, RectifiedFlow
-from autoregressive_diffusion_pytorch.solvers import karras_schedule, multistep_schedule
+from autoregressive_diffusion_pytorch.heads import Guidance
+from autoregressive_diffusion_pytorch.heads.denoising import DenoisingHead
+from autoregressive_diffusion_pytorch.heads.guidance import LONGEST
+from autoregressive_diffusion_pytorch.solvers import SOLVERS, karras_schedule
 
 HEADS = [
     pytest.param(ElucidatedDiffusion, {}, id="diffusion"),
@@ -50,7 +53,7 @@ def test_a_loss_and_a_sample_for_each_token(head_class, kwargs, shape):
 
 @heads
 def test_loss_is_the_mean_over_the_noise_draws(head_class, kwargs):
-    head = stir(make_head(head_class, kwargs | dict(num_noise_draws=4096)))
+    head = stir(make_head(head_class, kwargs | dict(num_noise_draws=4096, sigma_data=0.5)))
     single = stir(make_head(head_class, kwargs))
     single.load_state_dict(head.state_dict())
     tokens, cond = torch.randn(4), torch.randn(6)
@@ -95,184 +98,127 @@ def test_temperature_zero_is_deterministic(head_class, kwargs):
 def test_a_sampler_for_many_calls_draws_what_single_samples_are(head_class, kwargs):
     head = stir(make_head(head_class, kwargs))
     conds = torch.randn(4, 3, 6)
-    for arguments in (dict(num_steps=3), dict(solver="midpoint"), dict(temperature=0.5)):
+    for arguments in (dict(num_steps=3), dict(solver="heun"), dict(temperature=0.5)):
         one, other = (torch.Generator().manual_seed(0) for _ in range(2))
         draw = head.sampler(generator=one, **arguments)
         for cond in conds:
             assert torch.equal(draw(cond), head.sample(cond, generator=other, **arguments))
 
 
-def by_hand(head, cond, uncond, scale, noise, num_steps, interval=(0.0, math.inf)):
-    """Euler's method, the two conditions evaluated one after the other, the clean tokens held by hand."""
+def noise_of_seed_0(*shape):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0))
 
-    def held(guided, one, other):
-        if head.clamp_during_sampling == "guided":
-            outermost = torch.stack((one, other))
-            return torch.minimum(torch.maximum(guided, outermost.amin(dim=0).clamp(max=-1)), outermost.amax(dim=0).clamp(min=1))
-        return guided.clamp(-1, 1) if head.clamp_during_sampling else guided
 
+def denoised_by_hand(head, x, sigma, z):
+    """The denoised token of `x = token + sigma · noise`, by the head's own parametrisation."""
     if isinstance(head, ElucidatedDiffusion):
-        levels = [*karras_schedule(num_steps, head.sigma_min, head.sigma_max, head.rho), 0.0]
-        x = levels[0] * noise
-        for sigma, next_sigma in itertools.pairwise(levels):
-            time = head.c_noise(torch.tensor(sigma))
-            one, other = (head.denoised(x, sigma, head.net.modulate(time, c)) for c in (cond, uncond))
-            denoised = held(other + scale * (one - other) if interval[0] < sigma <= interval[1] else one, one, other)
-            x = x + (next_sigma - sigma) * (x - denoised) / sigma
-        return x
-    x = noise
-    for i in range(num_steps):
-        time = i / num_steps
-        velocities = (head.velocity(x, time, head.net.modulate(torch.tensor(time), c)) for c in (cond, uncond))
-        one, other = (x + (1 - time) * velocity for velocity in velocities)
-        level = (1 - time) / time if time else math.inf
-        clean = held(other + scale * (one - other) if interval[0] < level <= interval[1] else one, one, other)
-        x = x + (clean - x) / (1 - time) / num_steps
-    return x
+        return head.denoised(x, sigma, head.net.modulate(torch.tensor(math.log(sigma) / 4), z), head.sigma_data.item())
+    time = torch.tensor(1 / (1 + sigma))
+    velocity = head.velocity(time * x, time, head.net.modulate(time, z), head.sigma_data.item())
+    return time * x + (1 - time) * velocity
+
+
+def guided_by_hand(one, other, scale, sigma_data):
+    guided = other + scale * (one - other)
+    typical = torch.tensor(LONGEST * sigma_data * one.shape[-1] ** 0.5)
+    longest = torch.maximum(torch.maximum(one.norm(dim=-1), other.norm(dim=-1)), typical)
+    too_long = guided.norm(dim=-1) > longest
+    shortened = guided / guided.norm(dim=-1, keepdim=True) * longest.unsqueeze(-1)
+    return torch.where(too_long.unsqueeze(-1), shortened, guided)
+
+
+def by_hand(head, z, guidance, num_steps):
+    """Euler's method from noise alone, the conditions evaluated one after the other."""
+    sigma_data = head.sigma_data.item()
+    levels = karras_schedule(num_steps, sigma_data, head.rho)
+    noise = noise_of_seed_0(*z.shape[:-1], 4)
+    x = levels[0] * noise
+    for i, (sigma, next_sigma) in enumerate(itertools.pairwise(levels)):
+        denoised = denoised_by_hand(head, x, sigma, z)
+        for other, scale, (low, high) in guidance:
+            if low < sigma <= high:
+                denoised = guided_by_hand(denoised, denoised_by_hand(head, x, sigma, other), scale, sigma_data)
+        x = denoised + next_sigma * (noise if i == 0 else (x - denoised) / sigma)
+    return x.clamp(-1, 1) if head.clamp_during_sampling else x
 
 
 GUIDED = [
     pytest.param(ElucidatedDiffusion, {}, id="diffusion"),
-    pytest.param(ElucidatedDiffusion, dict(clamp_during_sampling=True), id="clamped-diffusion"),
-    pytest.param(ElucidatedDiffusion, dict(clamp_during_sampling="guided"), id="guided-clamped-diffusion"),
-    pytest.param(RectifiedFlow, {}, id="flow-clean-token"),
-    pytest.param(RectifiedFlow, dict(clamp_during_sampling="guided"), id="guided-clamped-flow-clean-token"),
+    pytest.param(ElucidatedDiffusion, dict(clamp_during_sampling=True, sigma_data=0.3), id="clamped-diffusion"),
+    pytest.param(RectifiedFlow, dict(sigma_data=2.0), id="flow-clean-token"),
     pytest.param(RectifiedFlow, dict(model_output_clean=False), id="flow-velocity"),
-    pytest.param(RectifiedFlow, dict(model_output_clean=False, clamp_during_sampling=True), id="clamped-flow-velocity"),
 ]
 guided_heads = pytest.mark.parametrize(("head_class", "kwargs"), GUIDED)
+ALWAYS = (0.0, math.inf)
 
 
 @guided_heads
 @pytest.mark.parametrize("scale", [0.5, 3.0, torch.tensor([0.0, 1.0, 4.0])])
-@pytest.mark.parametrize("interval", [(0.0, math.inf), (0.001, 8.0), (0.5, math.inf)])
+@pytest.mark.parametrize("interval", [ALWAYS, (0.001, 4.0), (0.5, math.inf)])
 @torch.no_grad()
 def test_guidance_is_two_evaluations_combined(head_class, kwargs, scale, interval):
     head = stir(make_head(head_class, kwargs), 0.3)
-    cond, uncond = torch.randn(2, 3, 6)
-    noise = torch.randn((3, 4), generator=torch.Generator().manual_seed(0))
+    z, other = torch.randn(2, 3, 6)
     scales = scale[:, None] if isinstance(scale, torch.Tensor) else scale
-    expected = by_hand(head, cond, uncond, scales, noise, 5, interval)
-    options = dict(num_steps=5, solver="euler", guidance_interval=interval)
-    guided = head.sample(cond, uncond, scale, generator=torch.Generator().manual_seed(0), **options)
+    expected = by_hand(head, z, [(other, scales, interval)], 5)
+    options = dict(num_steps=5, solver="euler")
+    guided = head.sample(z, guidance=[(other, scale, interval)], generator=torch.Generator().manual_seed(0), **options)
     torch.testing.assert_close(guided, expected, rtol=1e-4, atol=1e-4)
-    plain = head.sample(cond, generator=torch.Generator().manual_seed(0), num_steps=5, solver="euler")
-    if "clamp_during_sampling" not in kwargs:  # clamped tokens soon end in the corners, guided or not
+    plain = head.sample(z, generator=torch.Generator().manual_seed(0), **options)
+    torch.testing.assert_close(plain, by_hand(head, z, [], 5), rtol=1e-4, atol=1e-4)
+    if "clamp_during_sampling" not in kwargs:  # clamped tokens may end in the corners, guided or not
         assert (guided - plain).abs().max() > 1e-3
 
 
+@guided_heads
+@torch.no_grad()
+def test_guidances_are_applied_in_their_order(head_class, kwargs):
+    head = stir(make_head(head_class, kwargs), 0.3)
+    z, one, other = torch.randn(3, 3, 6)
+    guidance = [Guidance(one, 3.0, (0.3, 3.0)), Guidance(other[0], 1.5)]
+    expected = by_hand(head, z, guidance, 12)
+    guided = head.sample(z, guidance=guidance, num_steps=12, solver="euler", generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(guided, expected, rtol=1e-4, atol=1e-4)
+    turned = head.sample(z, guidance=guidance[::-1], num_steps=12, solver="euler", generator=torch.Generator().manual_seed(0))
+    assert (turned - guided).abs().max() > 1e-3
+
+
 @heads
-def test_guidance_at_scales_0_and_1_and_without_a_second_condition(head_class, kwargs):
+def test_guidance_at_scales_0_and_1_and_bad_entries(head_class, kwargs):
     head = stir(make_head(head_class, kwargs))
-    cond, uncond = torch.randn(2, 3, 6)
+    z, other = torch.randn(2, 3, 6)
 
-    def sample(*args, **options):
-        return head.sample(*args, generator=torch.Generator().manual_seed(0), **options)
+    def sample(z, *entry):
+        guidance = [Guidance(*entry)] if entry else []
+        return head.sample(z, guidance=guidance, generator=torch.Generator().manual_seed(0))
 
-    plain, other = sample(cond), sample(uncond)
-    torch.testing.assert_close(sample(cond, uncond, 1.0), plain)
-    torch.testing.assert_close(sample(cond, uncond, 0.0), other)
-    assert torch.equal(sample(cond, None, 3.0), plain)
-    with pytest.raises(ValueError, match=r"uncond must have the shape of cond, \(3, 6\), got \(2, 6\)"):
-        sample(cond, uncond[:2])
-    with pytest.raises(ValueError, match=r"guidance_scale must be a number or of shape \(3,\), got \(2,\)"):
-        sample(cond, uncond, [1.0, 2.0])
-    with pytest.raises(ValueError, match="guidance_scale must be at least 0 and finite, got nan"):
-        sample(cond, uncond, math.nan)
+    plain = sample(z)
+    torch.testing.assert_close(sample(z, other, 1.0), plain)
+    torch.testing.assert_close(sample(z, other, 0.0), sample(other), rtol=1e-4, atol=1e-5)
     # no noise level lies in the interval: the condition alone
-    torch.testing.assert_close(sample(cond, uncond, 3.0, guidance_interval=(1e6, 1e7)), plain)
+    torch.testing.assert_close(sample(z, other, 3.0, (1e6, 1e7)), plain)
+    with pytest.raises(ValueError, match=r"the z of a guidance must be of shape \(6,\) or \(3, 6\), got \(2, 6\)"):
+        sample(z, other[:2], 2.0)
+    with pytest.raises(ValueError, match=r"the scale of a guidance must be a number or of shape \(3,\), got \(2,\)"):
+        sample(z, other, [1.0, 2.0])
+    with pytest.raises(ValueError, match="guidance_scale must be at least 0 and finite, got nan"):
+        sample(z, other, math.nan)
+    with pytest.raises(ValueError, match="guidance_interval must be two noise levels"):
+        sample(z, other, 2.0, (1.0, 0.5))
 
 
 @pytest.mark.parametrize("head_class", [ElucidatedDiffusion, RectifiedFlow])
-@pytest.mark.parametrize("sigma_data", [0.5, 2.0])
-@pytest.mark.parametrize("clamp", [False, "guided"])
+@pytest.mark.parametrize("solver", SOLVERS)
 @torch.no_grad()
-def test_context_guides_as_a_second_condition_does_at_middle_noise_levels(head_class, sigma_data, clamp):
-    head = stir(make_head(head_class, dict(sigma_data=sigma_data, clamp_during_sampling=clamp)), 0.3)
-    cond, no_context = torch.randn(3, 6), torch.randn(6)
-
-    def sample(*args, **options):
-        return head.sample(*args, generator=torch.Generator().manual_seed(0), num_steps=24, **options)
-
-    levels = (0.6 * sigma_data, 6 * sigma_data)
-    for scale in (0.0, 1.75, 3.0):
-        expected = sample(cond, no_context.expand_as(cond), scale, guidance_interval=levels)
-        for given in (no_context, no_context.expand_as(cond)):
-            guided = sample(cond, no_context=given, context_guidance=scale)
-            torch.testing.assert_close(guided, expected, rtol=1e-4, atol=1e-4)
-        # with a second condition that is the first there is nothing to guide by but the context
-        torch.testing.assert_close(
-            sample(cond, cond, 2.0, no_context=given, context_guidance=scale), expected, rtol=1e-4, atol=1e-4
-        )
-    plain = sample(cond)
-    assert (plain - expected).abs().max() > 1e-2
-    assert torch.equal(sample(cond, no_context=no_context), plain)
-    assert torch.equal(sample(cond, context_guidance=3.0), plain)
-    with pytest.raises(ValueError, match="context_guidance must be at least 0 and finite, got inf"):
-        sample(cond, no_context=no_context, context_guidance=math.inf)
-    with pytest.raises(ValueError, match=r"no_context must be of shape \(6,\) or \(3, 6\), got \(1, 6\)"):
-        sample(cond, no_context=no_context[None], context_guidance=2.0)
-
-
-@pytest.mark.parametrize("clamp", [False, True, "guided"])
-@torch.no_grad()
-def test_context_guides_what_a_second_condition_has_guided(clamp):
-    def held(denoised, one, other):
-        if clamp == "guided":
-            both = torch.stack((one, other))
-            return torch.minimum(torch.maximum(denoised, both.amin(dim=0).clamp(max=-1)), both.amax(dim=0).clamp(min=1))
-        return denoised
-
-    head = stir(make_head(ElucidatedDiffusion, dict(clamp_during_sampling=clamp)), 0.3)
-    cond, uncond, no_context = torch.randn(3, 3, 6)
-    noise = torch.randn((3, 4), generator=torch.Generator().manual_seed(0))
-    levels = [*karras_schedule(24, head.sigma_min, head.sigma_max, head.rho), 0.0]
-    x = levels[0] * noise
-    for sigma, next_sigma in itertools.pairwise(levels):
-        time = head.c_noise(torch.tensor(sigma))
-        one, other, none = (head.denoised(x, sigma, head.net.modulate(time, c)) for c in (cond, uncond, no_context))
-        denoised = held(other + 3.0 * (one - other), one, other)
-        if 0.3 < sigma <= 3:
-            denoised = held(none + 1.5 * (denoised - none), denoised, none)
-        denoised = denoised.clamp(-1, 1) if clamp is True else denoised
-        x = x + (next_sigma - sigma) * (x - denoised) / sigma
-    options = dict(num_steps=24, solver="euler", no_context=no_context, context_guidance=1.5)
-    guided = head.sample(cond, uncond, 3.0, generator=torch.Generator().manual_seed(0), **options)
-    torch.testing.assert_close(guided, x, rtol=1e-4, atol=1e-4)
-
-
-CLAMPING = [(head_class, solver) for head_class in (ElucidatedDiffusion, RectifiedFlow) for solver in head_class.NUM_SAMPLE_STEPS]
-
-
-@pytest.mark.parametrize(("head_class", "solver"), CLAMPING)
-@torch.no_grad()
-def test_clamping_holds_all_tokens_none_or_those_that_guidance_pushes_out(head_class, solver):
-    heads = {clamp: make_head(head_class, dict(clamp_during_sampling=clamp)) for clamp in (True, False, "guided")}
-    stir(heads[True], 0.3)
-    cond, uncond = torch.randn(2, 100, 6)
-    samples = {}
-    for clamp, head in heads.items():
-        head.load_state_dict(heads[True].state_dict())
-        for scale in (None, 0.0, 1.0, 20.0):
-            arguments = (cond,) if scale is None else (cond, uncond, scale)
-            samples[clamp, scale] = head.sample(*arguments, solver=solver, generator=torch.Generator().manual_seed(0))
-            assert samples[clamp, scale].isfinite().all()
-    for scale in (None, 0.0, 1.0, 20.0):
-        assert samples[True, scale].abs().max() <= 1
-    # the model's own tokens are not touched, wherever they lie
-    assert samples[False, None].abs().max() > 1
-    for scale in (None, 0.0, 1.0):
-        torch.testing.assert_close(samples["guided", scale], samples[False, scale], rtol=1e-3, atol=1e-4)
-    assert samples["guided", 20.0].abs().max() < samples[False, 20.0].abs().max() / 2
-    with pytest.raises(ValueError, match="clamp_during_sampling must be one of True, False, 'guided', got 'always'"):
+def test_clamping_holds_drawn_tokens_and_is_off_by_default(head_class, solver):
+    free, clamped = (stir(make_head(head_class, kwargs), 0.3) for kwargs in ({}, dict(clamp_during_sampling=True)))
+    clamped.load_state_dict(free.state_dict())
+    z = torch.randn(100, 6)
+    one, other = (head.sample(z, solver=solver, generator=torch.Generator().manual_seed(0)) for head in (free, clamped))
+    assert one.abs().max() > 1
+    assert torch.equal(other, one.clamp(-1, 1))
+    with pytest.raises(ValueError, match="clamp_during_sampling must be one of True, False, got 'always'"):
         make_head(head_class, dict(clamp_during_sampling="always"))
-
-
-@pytest.mark.parametrize(("head_class", "expected"), [(ElucidatedDiffusion, [0.25, 1, 80]), (RectifiedFlow, [4, 1, 80])])
-def test_the_noise_level_is_the_noise_of_a_token_of_weight_1(head_class, expected):
-    head = make_head(head_class, {})
-    times = [0.25, 1, 80] if head_class is ElucidatedDiffusion else [0.2, 0.5, 1 / 81]
-    torch.testing.assert_close([float(head.noise_level(time)) for time in times], [float(level) for level in [*expected]])
 
 
 @heads
@@ -299,38 +245,26 @@ def test_times_are_exact_whatever_the_default_type(head_class, kwargs):
 
 @heads
 @pytest.mark.parametrize("shape", [(), (3, 5)])
-def test_both_guidances_of_conditions_of_any_shape(head_class, kwargs, shape):
+def test_guidances_of_conditions_of_any_shape(head_class, kwargs, shape):
     head = stir(make_head(head_class, kwargs))
-    cond, uncond = torch.randn(2, *shape, 6)
-    no_context = torch.randn(6)
+    z, uncond = torch.randn(2, *shape, 6)
+    place = torch.randn(6)
 
-    def sample(cond, uncond, no_context):
-        generator = torch.Generator().manual_seed(0)
-        return head.sample(cond, uncond, 2.0, no_context=no_context, context_guidance=1.5, num_steps=4, generator=generator)
+    def sample(z, uncond, place):
+        guidance = [Guidance(uncond, 2.0), Guidance(place, 1.5)]
+        return head.sample(z, guidance=guidance, num_steps=4, generator=torch.Generator().manual_seed(0))
 
-    expected = sample(cond.reshape(-1, 6), uncond.reshape(-1, 6), no_context).view(*shape, 4)
-    for given in (no_context, no_context.expand_as(cond)):
-        torch.testing.assert_close(sample(cond, uncond, given), expected, rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.parametrize("head_class", [ElucidatedDiffusion, RectifiedFlow])
-@pytest.mark.parametrize("num_steps", [1, 2, 3, 8])
-@pytest.mark.parametrize("sigma_data", [0.5, 1.0])
-def test_the_default_solver_evaluates_at_the_levels_of_its_schedule(head_class, sigma_data, num_steps, monkeypatch):
-    head = stir(make_head(head_class, dict(sigma_data=sigma_data)))
-    seen = []
-    noise_level = head.noise_level
-    monkeypatch.setattr(head, "noise_level", lambda time: seen.append(noise_level(time)) or seen[-1])
-    head.sample(torch.randn(2, 6), num_steps=num_steps)
-    unit = sigma_data / 0.5 if head_class is RectifiedFlow else 1.0
-    ends = dict(sigma_min=0.002 * unit, sigma_max=80.0 * unit)
-    first, *others = multistep_schedule(num_steps, **ends, rho=7.0, sigma_data=sigma_data)[:-1]
-    assert seen == pytest.approx([math.inf if head_class is RectifiedFlow else first, *others])
+    expected = sample(z.reshape(-1, 6), uncond.reshape(-1, 6), place).view(*shape, 4)
+    for given in (place, place.expand_as(z)):
+        torch.testing.assert_close(sample(z, uncond, given), expected, rtol=1e-4, atol=1e-4)
 
 
 @heads
-def test_the_network_is_asked_for_its_modulations_once(head_class, kwargs, monkeypatch):
-    # of the times once for all tokens, of all conditions once a token; only `denoise` runs at each evaluation
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_the_network_is_asked_for_its_modulations_once(head_class, kwargs, solver, monkeypatch):
+    # of each noise level once for all tokens, of all conditions once per token; only `denoise` runs at each evaluation
+    if "S_churn" in kwargs and solver != "heun":
+        kwargs = {}
     head = stir(make_head(head_class, kwargs))
     calls = dict.fromkeys(("modulate_time", "modulate_cond", "denoise"), 0)
 
@@ -343,43 +277,76 @@ def test_the_network_is_asked_for_its_modulations_once(head_class, kwargs, monke
 
     for name in calls:
         monkeypatch.setattr(head.net, name, counted(name, getattr(head.net, name)))
-    draw = head.sampler(solver="midpoint", num_steps=5)
+    draw = head.sampler(solver=solver, num_steps=5)
     for _ in range(3):
-        draw(torch.randn(2, 6), torch.randn(2, 6), 2.0, torch.randn(6), 1.5)
-    assert calls == dict(modulate_time=1, modulate_cond=3, denoise=3 * 2 * 5)
+        draw(torch.randn(2, 6), [Guidance(torch.randn(2, 6), 2.0), Guidance(torch.randn(6), 1.5)])
+    evaluations = head.num_evaluations(5, solver)
+    assert calls["modulate_cond"] == 3
+    assert calls["denoise"] == 3 * evaluations
+    # churn makes further levels
+    assert 5 <= calls["modulate_time"] <= evaluations
 
 
 @heads
-def test_number_of_steps_suits_the_solver(head_class, kwargs, monkeypatch):
-    head = stir(make_head(head_class, kwargs | dict(num_sample_steps=7)))
-    seen = []
-    integrate = head.integrate
-    monkeypatch.setattr(head, "integrate", lambda *args, **options: seen.append(options) or integrate(*args, **options))
-
-    def steps(**arguments):
-        head.sample(torch.randn(2, 6), **arguments)
-        return seen[-1]["solver"], seen[-1]["num_steps"]
-
-    assert steps() == (head.solver, 7)
-    assert steps(solver=head.solver) == (head.solver, 7)
-    assert steps(num_steps=5) == (head.solver, 5)
-    for solver, num_steps in head_class.NUM_SAMPLE_STEPS.items():
+def test_number_of_steps_suits_the_solver(head_class, kwargs):
+    head = make_head(head_class, kwargs | dict(num_sample_steps=7))
+    assert head.steps_and_solver() == head.steps_and_solver(solver=head.solver) == (7, head.solver)
+    assert head.steps_and_solver(num_steps=5) == (5, head.solver)
+    for solver, num_steps in DenoisingHead.NUM_SAMPLE_STEPS.items():
         if solver != head.solver:
-            assert steps(solver=solver) == (solver, num_steps)
-            assert steps(solver=solver, num_steps=2) == (solver, 2)
-            head_of_solver = make_head(head_class, dict(solver=solver, num_sample_steps={solver: 3}))
-            assert head_of_solver.num_evaluations() == head_of_solver.num_evaluations(3, solver)
-            assert make_head(head_class, head_of_solver.config).config == head_of_solver.config
-            head_of_another = make_head(head_class, dict(solver=solver))
-            assert head_of_another.num_evaluations() == head_of_another.num_evaluations(num_steps, solver)
+            assert head.steps_and_solver(solver=solver) == (num_steps, solver)
+            assert head.steps_and_solver(2, solver) == (2, solver)
+    assert make_head(head_class, dict(solver="euler")).steps_and_solver() == (DenoisingHead.NUM_SAMPLE_STEPS["euler"], "euler")
+    assert make_head(head_class, head.config).config == head.config
+
+
+# sigma_data
 
 
 @heads
-def test_bad_solvers_in_num_sample_steps(head_class, kwargs):
-    with pytest.raises(ValueError, match=r"a solver in num_sample_steps must be one of 'euler', .*, got 'rk4'"):
-        make_head(head_class, kwargs | dict(num_sample_steps=dict(rk4=3)))
-    with pytest.raises(ValueError, match="num_sample_steps of 'euler' must be a whole number of at least 1, got 0"):
-        make_head(head_class, kwargs | dict(num_sample_steps=dict(euler=0)))
+def test_sigma_data_is_measured_once_from_the_first_batch_of_a_training(head_class, kwargs):
+    head = make_head(head_class, kwargs)
+    assert head.config["sigma_data"] is None
+    tokens, z = 3 * torch.randn(200, 4), torch.randn(200, 6)
+    head.eval()(tokens, z)
+    assert head.config["sigma_data"] is None
+    head.train()(tokens, z)
+    assert head.config["sigma_data"] == pytest.approx(tokens.std().item(), rel=1e-6)
+    head(10 * tokens, z)
+    assert head.sigma_data.item() == head.config["sigma_data"] == pytest.approx(tokens.std().item(), rel=1e-6)
+
+
+@heads
+def test_a_given_sigma_data_wins_and_all_are_kept_with_the_weights(head_class, kwargs):
+    given, measured, fresh = (make_head(head_class, kwargs | extra) for extra in (dict(sigma_data=0.7), {}, {}))
+    for head in (given, measured):
+        head(3 * torch.randn(50, 4), torch.randn(50, 6))
+    assert given.sigma_data.item() == pytest.approx(0.7)
+    fresh.load_state_dict(measured.state_dict())
+    fresh(torch.randn(50, 4), torch.randn(50, 6))  # measures nothing any more
+    assert fresh.config["sigma_data"] == measured.config["sigma_data"] > 2
+    # weights of before it was kept with them
+    old = {name: tensor for name, tensor in given.state_dict().items() if name != "sigma_data"}
+    given.load_state_dict(old)
+    assert given.sigma_data.item() == pytest.approx(0.7)
+    fresh = make_head(head_class, kwargs)
+    fresh.load_state_dict(old)
+    assert fresh.config["sigma_data"] == 0.5
+
+
+@heads
+def test_sigma_data_is_never_rounded_with_the_weights(head_class, kwargs):
+    head = make_head(head_class, kwargs | dict(sigma_data=0.7071)).bfloat16()
+    assert head.net.proj_in.weight.dtype == torch.bfloat16
+    assert head.sigma_data.item() == pytest.approx(0.7071, rel=1e-6)
+    assert copy.deepcopy(head).double().sigma_data.dtype == torch.float32
+
+
+@heads
+def test_tokens_without_spread_leave_sigma_data_alone(head_class, kwargs):
+    head = make_head(head_class, kwargs)
+    head(torch.full((5, 4), 0.25), torch.randn(5, 6))
+    assert head.sigma_data.item() == 0.5
 
 
 @heads
@@ -412,7 +379,7 @@ def test_bfloat16_samples_are_near_those_of_single_precision(head_class, kwargs)
         (dict(temperature=-0.1), "temperature must be at least 0 and finite, got -0.1"),
         (dict(temperature=float("nan")), "temperature must be at least 0 and finite, got nan"),
         (dict(temperature=float("inf")), "temperature must be at least 0 and finite, got inf"),
-        (dict(solver="rk4"), "solver must be one of 'euler', 'midpoint', 'heun', 'dpmpp_2m'.*, got 'rk4'"),
+        (dict(solver="rk4"), "solver must be one of 'dpmpp_2m', 'euler', 'heun', got 'rk4'"),
     ],
 )
 def test_bad_sampling_arguments(head_class, kwargs, arguments, message):
@@ -671,13 +638,13 @@ def test_log_prob_in_other_floating_types(head_class, kwargs):
 @heads
 def test_bad_tokens_of_a_log_prob(head_class, kwargs):
     head = make_head(head_class, kwargs)
-    with pytest.raises(ValueError, match=r"tokens must be of shape \(3, 4\), as cond and the head's width say, got \(3, 5\)"):
+    with pytest.raises(ValueError, match=r"tokens must be of shape \(3, 4\), as z and the head's width say, got \(3, 5\)"):
         head.log_prob(torch.randn(3, 5), torch.randn(3, 6))
     with pytest.raises(ValueError, match=r"tokens must be of shape \(3, 4\), .*, got \(2, 4\)"):
         head.log_prob(torch.randn(2, 4), torch.randn(3, 6))
     with pytest.raises(ValueError, match="tokens must be finite, got some that are not"):
         head.log_prob(torch.tensor([[0.0, math.nan, 0.0, 0.0]]), torch.randn(1, 6))
-    with pytest.raises(ValueError, match="cond must be finite, got some that are not"):
+    with pytest.raises(ValueError, match="z must be finite, got some that are not"):
         head.log_prob(torch.randn(1, 4), torch.full((1, 6), math.inf))
     assert head.log_prob(torch.empty(0, 3, 4), torch.empty(0, 3, 6)).shape == (0, 3)
     with pytest.raises(ValueError, match="solver must be one of"):
