@@ -29,7 +29,7 @@ from autoregressive_diffusion_pytorch.modes import evaluating, inference
 from autoregressive_diffusion_pytorch.pretrained import Pretrained
 from autoregressive_diffusion_pytorch.solvers import SOLVERS
 
-PRECISIONS = dict(no=torch.float32, bf16=torch.bfloat16)
+PRECISIONS = ("no", "bf16")
 
 
 @dataclass
@@ -267,8 +267,8 @@ class Autoregressive(Module, Pretrained):
                 cannot be compiled runs as without, after one warning.
             num_steps, solver, temperature, generator: as of `DenoisingHead.sampler`. The same seed gives the same result.
 
-        Guidance, `num_steps`, `solver` and `temperature` that are not given are those of `generation`, by default those that draw from
-        the distribution that was learned.
+        Guidance, `num_steps`, `solver` and `temperature` that are not given are those of `generation`, by default those that draw
+        from the distribution that was learned.
 
         Returns:
             Tokens (b n d), the prompt's first, in single precision or the weights', whichever is higher.
@@ -298,11 +298,10 @@ class Autoregressive(Module, Pretrained):
 
     def _in_precision(self, precision: str | None) -> Autoregressive:
         """This model, or a copy of it with rounded weights."""
-        if precision is None:
+        check_choice("precision", precision, (None, *PRECISIONS))
+        if precision != "bf16" or self.proj_in.weight.dtype == torch.bfloat16:
             return self
-        check_choice("precision", precision, PRECISIONS)
-        dtype = PRECISIONS[precision]
-        return self if self.proj_in.weight.dtype == dtype else copy.deepcopy(self).to(dtype)
+        return copy.deepcopy(self).bfloat16()
 
     def _plan(
         self,
@@ -324,11 +323,10 @@ class Autoregressive(Module, Pretrained):
         **sampler_kwargs,
     ) -> SamplingPlan:
         own = self.generation
-        if num_steps is None and solver in (None, own.solver):  # another solver takes other steps
-            num_steps = own.num_steps
+        num_steps, solver = own.steps_and_solver(num_steps, solver)
         sampler_kwargs |= dict(
             num_steps=num_steps,
-            solver=own.solver if solver is None else solver,
+            solver=solver,
             temperature=own.temperature if temperature is None else temperature,
             compile=compile,
         )

@@ -1,4 +1,4 @@
-"""The commands: `ardiff train`, `resume`, `sample`, `complete`, `evaluate` and `export`.
+"""The commands: `ardiff train`, `resume`, `sample`, `complete`, `evaluate`, `tune` and `export`.
 
 A run is one folder: `config.json`, `checkpoints/`, `samples/`, `logs/` and `evaluation/`.
 """
@@ -13,12 +13,13 @@ from pathlib import Path
 import click
 
 from autoregressive_diffusion_pytorch.cli_drawing import complete, sample
-from autoregressive_diffusion_pytorch.cli_evaluation import evaluate
+from autoregressive_diffusion_pytorch.cli_evaluation import evaluate, tune
 from autoregressive_diffusion_pytorch.run_folder import (
     SEED,
     checkpoint_of,
     dataset_of,
     listed,
+    load_model,
     model_class,
     new_run,
     read_config,
@@ -34,7 +35,7 @@ SIZES = {
     "large": dict(dim=1024, depth=24, heads=16, mlp_width=1024, mlp_depth=6, learning_rate=3e-4),
 }
 # what to train where the command line says nothing else
-DIGITS = dict(size="tiny", image_size=8, patch_size=2, channels=1, noise_draws=2, batch_size=32, steps=1200)
+DIGITS = dict(size="tiny", image_size=8, patch_size=2, channels=1, noise_draws=2, batch_size=32, steps=2000)
 FOLDER = dict(size="small", image_size=64, patch_size=8, channels=3, noise_draws=2, batch_size=16, steps=50000)
 
 
@@ -57,6 +58,7 @@ def main() -> None:
 main.add_command(sample)
 main.add_command(complete)
 main.add_command(evaluate)
+main.add_command(tune)
 
 
 @main.command(short_help="Train on a folder of images, or on the built-in digits.")
@@ -268,7 +270,8 @@ def export(run_folder: Path, folder: Path, checkpoint: int | None) -> None:
     if drawn:
         card["grid"] = grids[max(drawn)]
     with tempfile.TemporaryDirectory(dir=folder.parent) as partial:
-        model_class(config).from_pretrained(source).save_pretrained(Path(partial) / "model", model_card_kwargs=card)
+        model, _ = load_model(config, source)
+        model.save_pretrained(Path(partial) / "model", model_card_kwargs=card)
         if folder.exists():
             folder.rmdir()
         (Path(partial) / "model").replace(folder)
@@ -299,7 +302,8 @@ def _build(config: dict, dataset, run_folder: Path, resume: bool = False):
     """The trainer of a run. What is wrong with the arguments is told in one line."""
     from accelerate.utils import set_seed
 
-    from autoregressive_diffusion_pytorch.image_trainer import ImageTrainer, best_precision
+    from autoregressive_diffusion_pytorch.image_trainer import ImageTrainer
+    from autoregressive_diffusion_pytorch.modes import best_precision
 
     precision = config["precision"]
     if precision == "auto":  # accelerate's own configuration first
@@ -351,4 +355,4 @@ def _train(trainer, run_folder: Path) -> None:
         tell(f"go on with: ardiff resume {run_folder}", err=True)
         raise
     tell(trainer.results_folder / f"results.{trainer.step}.png")
-    tell(f"more of them: ardiff sample {run_folder}", err=True)
+    tell(f"more of them: ardiff sample {run_folder}; settings that draw better ones: ardiff tune {run_folder}", err=True)

@@ -8,6 +8,8 @@ import click
 
 from autoregressive_diffusion_pytorch.run_folder import SEED, checkpoint_of, label_of, load_model, read_config
 
+TUNED = "[default: what `ardiff tune` wrote, else"
+
 
 def _sampling_options(default_count: int, counted: str):
     """The options that the commands which draw images share."""
@@ -30,40 +32,34 @@ def _sampling_options(default_count: int, counted: str):
             help="What to draw, the name or number of a class; several of them if given several times. [default: all]",
         ),
         click.option(
-            "--guidance",
-            type=click.FloatRange(0),
-            default=1.0,
-            show_default=True,
-            help="Above 1 to follow labels more closely; 0 for no label.",
+            "--guidance", type=click.FloatRange(0), help=f"Above 1 to follow labels more closely; 0 for no label. {TUNED} 1]"
         ),
         click.option(
             "--guidance-schedule",
             type=click.Choice(["constant", "linear"]),
-            default="constant",
-            show_default=True,
-            help="Linear grows from about 1 at the first token.",
+            help=f"Linear grows from about 1 at the first token. {TUNED} constant]",
         ),
         click.option(
             "--guidance-interval",
             type=(float, float),
             metavar="LOW HIGH",
-            help="Guide only between these noise levels. [default: at all]",
+            help=f"Guide only between these noise levels. {TUNED} at all]",
         ),
         click.option(
             "--context-guidance",
             type=click.FloatRange(0),
-            help="Above 1 to follow what is drawn already, and labels, more closely; 1 as learned. [default: the model's]",
+            help=f"Above 1 to follow what is drawn already, and labels, more closely; 1 as learned. {TUNED} 1]",
         ),
-        click.option("--solver", help="Solver of the head's sampler, such as euler, midpoint or dpmpp_2m. [default: the model's]"),
-        click.option("--steps", type=click.IntRange(1), help="Steps of the solver for each token. [default: as many as suit it]"),
-        click.option("--temperature", type=click.FloatRange(0), default=1.0, show_default=True, help="Below 1 for less variety."),
+        click.option("--solver", help=f"Solver of the head's sampler: dpmpp_2m, euler or heun. {TUNED} the head's]"),
+        click.option("--steps", type=click.IntRange(1), help=f"Steps of the solver per token. {TUNED} as many as suit it]"),
+        click.option("--temperature", type=click.FloatRange(0), help=f"Below 1 for less variety. {TUNED} 1]"),
         click.option("--batch-size", type=click.IntRange(1), default=64, show_default=True, help="Images drawn at a time."),
         click.option(
             "--precision",
-            type=click.Choice(["no", "bf16"]),
-            default="no",
+            type=click.Choice(["auto", "no", "bf16"]),
+            default="auto",
             show_default=True,
-            help="bf16 rounds the weights: faster where the device has instructions for it.",
+            help="bf16 rounds the weights; auto does where the device has instructions for it.",
         ),
         click.option("--compile", is_flag=True, help="Compile the model first: takes minutes, and pays for many images."),
         click.option("--seed", type=SEED, default=0, show_default=True, help="The same seed and batch size give the same images."),
@@ -141,21 +137,20 @@ class _SamplingRun:
         files: Path | None,
         checkpoint: int | None,
         names: tuple[str, ...],
-        guidance: float,
-        guidance_schedule: str,
+        guidance: float | None,
+        guidance_schedule: str | None,
         guidance_interval: tuple[float, float] | None,
         context_guidance: float | None,
         solver: str | None,
         steps: int | None,
-        temperature: float,
+        temperature: float | None,
         precision: str,
         compile: bool,
         seed: int,
     ):
-        import torch
-
         from autoregressive_diffusion_pytorch.checkpoints import newest_checkpoint
-        from autoregressive_diffusion_pytorch.conditioning import Guidance
+        from autoregressive_diffusion_pytorch.conditioning import GuidanceSchedule
+        from autoregressive_diffusion_pytorch.modes import best_precision
 
         self.output = output or run_folder / "samples" / default_output
         self.files = files
@@ -166,15 +161,22 @@ class _SamplingRun:
         folder = checkpoint_of(run_folder, checkpoint, newest_checkpoint)
         self.model, accelerator = load_model(config, folder)
         self.device, self.is_main = accelerator.device, accelerator.is_main_process
-        if precision == "bf16":
-            self.model.to(torch.bfloat16)
-
+        precision = best_precision() if precision == "auto" else precision
         self.classes = config["classes"]
         guided = dict(guidance_scale=guidance, guidance_schedule=guidance_schedule, guidance_interval=guidance_interval)
-        guided |= dict(context_guidance=context_guidance)
-        self.sample_kwargs = dict(solver=solver, num_steps=steps, temperature=temperature, compile=compile, **guided)
+        self.sample_kwargs = dict(
+            solver=solver,
+            num_steps=steps,
+            temperature=temperature,
+            precision=precision,
+            compile=compile,
+            context_guidance=context_guidance,
+            **guided,
+        )
+        own = self.model.generation
         try:
-            unconditional = Guidance(guidance, guidance_schedule, guidance_interval).is_unconditional
+            given = [getattr(own, name) if value is None else value for name, value in guided.items()]
+            unconditional = GuidanceSchedule(*given).is_unconditional
             self.labels = self._labels(names, unconditional)
             self.model.stream(labels=self.labels, **self.sample_kwargs)  # checks them
         except ValueError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from itertools import count as count_up
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from autoregressive_diffusion_pytorch.run_folder import (
     write_whole,
 )
 
-CURVE = (3, 4, 8, 16, 32, 64)  # evaluations of the head's network
+CURVE = (4, 8, 16, 32, 64)  # evaluations of the head's network
 
 
 @click.command(short_help="Measure how good a model is on images that it was not trained on.")
@@ -32,14 +33,16 @@ CURVE = (3, 4, 8, 16, 32, 64)  # evaluations of the head's network
     "--features",
     default="inception",
     show_default=True,
-    help="Network for the distances: the standard Inception, a file of torch.export.save, or none to measure no distances.",
+    help="Network for the distances: the standard Inception, a file of torch.export.save, or none for distances without one.",
 )
-@click.option("--count", type=click.IntRange(1), help="Images to generate for the distances. [default: as many as of SOURCE]")
-@click.option("--guidance", type=click.FloatRange(0), default=1.0, show_default=True, help="Of the generated images, as in sample.")
-@click.option("--context-guidance", type=click.FloatRange(0), help="Of the generated images, as in sample. [default: the model's]")
-@click.option("--temperature", type=click.FloatRange(0), default=1.0, show_default=True, help="Of the generated images.")
-@click.option("--solver", help="Solver of the generated images. [default: the model's]")
-@click.option("--steps", type=click.IntRange(1), help="Steps of that solver for each token. [default: as many as suit it]")
+@click.option(
+    "--count", type=click.IntRange(0), help="Images to generate for the distances, 0 for none. [default: as many as of SOURCE]"
+)
+@click.option("--guidance", type=click.FloatRange(0), help="Of the generated images, as in sample.")
+@click.option("--context-guidance", type=click.FloatRange(0), help="Of the generated images, as in sample.")
+@click.option("--temperature", type=click.FloatRange(0), help="Of the generated images, as in sample.")
+@click.option("--solver", help="Of the generated images, as in sample.")
+@click.option("--steps", type=click.IntRange(1), help="Of that solver per token, as in sample.")
 @click.option(
     "--curve",
     is_flag=True,
@@ -94,9 +97,9 @@ def _report(
     images: int | None,
     features: str,
     count: int | None,
-    guidance: float,
+    guidance: float | None,
     context_guidance: float | None,
-    temperature: float,
+    temperature: float | None,
     solver: str | None,
     steps: int | None,
     curve: bool,
@@ -119,10 +122,14 @@ def _report(
         dataset = _images(config, source, images)
         model, accelerator = load_model(config, folder)
         # the report tells the model's own where nothing was asked for
-        steps, solver = model.model.head.steps_and_solver(steps, solver)
-        context_guidance = model.model.context_guidance if context_guidance is None else context_guidance
+        own = model.generation
+        steps, solver = model.model.head.steps_and_solver(*own.steps_and_solver(steps, solver))
         sample_kwargs = dict(
-            guidance_scale=guidance, context_guidance=context_guidance, temperature=temperature, solver=solver, num_steps=steps
+            guidance_scale=own.guidance_scale if guidance is None else guidance,
+            context_guidance=own.context_guidance if context_guidance is None else context_guidance,
+            temperature=own.temperature if temperature is None else temperature,
+            solver=solver,
+            num_steps=steps,
         )
         report = evaluate(
             model,
@@ -218,6 +225,92 @@ def _images(config: dict, source: str | None, count: int | None):
     if count is None or count >= len(dataset):
         return dataset
     return Subset(dataset, [i * len(dataset) // count for i in range(count)])
+
+
+@click.command(short_help="Find the settings that draw a model's best images.")
+@click.argument("run_folder", metavar="RUN", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument("source", metavar="[IMAGES]", required=False)
+@click.option("--checkpoint", type=click.IntRange(1), help="Step of the checkpoint to use. [default: the newest]")
+@click.option("--images", type=click.IntRange(2), help="How many of IMAGES to take, evenly spread. [default: 2000 at most]")
+@click.option("--count", type=click.IntRange(1), help="Images to draw with each of the settings. [default: 500 to 2000]")
+@click.option(
+    "--features",
+    default="none",
+    show_default=True,
+    help="Network whose Fréchet distance decides, with recall beside it, as in evaluate. Without one the sliced Wasserstein "
+    "distance does.",
+)
+@click.option("--batch-size", type=click.IntRange(1), default=250, show_default=True, help="Images drawn at a time.")
+@click.option("--seed", type=SEED, default=0, show_default=True, help="Of all noise.")
+@click.option("--dry-run", is_flag=True, help="Print the table, but write no settings.")
+def tune(
+    run_folder: Path,
+    source: str | None,
+    checkpoint: int | None,
+    images: int | None,
+    count: int | None,
+    features: str,
+    batch_size: int,
+    seed: int,
+    dry_run: bool,
+) -> None:
+    """Draw images of RUN with several settings, compare them with IMAGES, a folder or the word "digits", and write the best
+    settings into RUN/generation.json, from where sample, complete, evaluate and export take them.
+
+    Tried are guidance by context and by label, temperature, and steps of the solver. Without IMAGES it takes those that RUN held
+    out (`ardiff train --hold-out`), or those that it was trained on, and says so.
+    """
+    from autoregressive_diffusion_pytorch.evaluation_plots import plot_tuning
+    from autoregressive_diffusion_pytorch.modes import best_precision
+    from autoregressive_diffusion_pytorch.tuning import tune
+
+    config = read_config(run_folder)
+    folder, output = _checkpoint_and_output(run_folder, checkpoint, None, "tune", ".json")
+    if source is None and config["hold_out"] == 0:
+        click.echo("no image was held out: compared with those that the run was trained on", err=True)
+        source = config["source"]
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        dataset = _images(config, source, images or 2000)
+        model, accelerator = load_model(config, folder)
+        tuning = tune(
+            model,
+            dataset,
+            count=count,
+            features=_feature_network(features, model, accelerator.device),
+            batch_size=batch_size,
+            seed=seed,
+            progress=accelerator.is_main_process,
+            precision=best_precision(),
+        )
+    except (ValueError, TypeError, OSError, ModuleNotFoundError) as error:
+        raise click.ClickException(str(error)) from error
+    if not accelerator.is_main_process:
+        return
+    report = dict(checkpoint=folder.name, source=source or "held out", images=len(dataset), seed=seed) | asdict(tuning)
+    for line in _table([*tuning.rows, tuning.floor]):
+        click.echo(line)
+    write_whole(output, json.dumps(report, indent=2))
+    click.echo(output)
+    try:
+        plot_tuning(report, output.with_suffix(".png"))
+        click.echo(output.with_suffix(".png"))
+    except ModuleNotFoundError as error:
+        click.echo(error, err=True)
+    chosen = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in tuning.settings.given().items())
+    click.echo(f"best: {chosen or 'as learned'}")
+    if not dry_run:
+        click.echo(tuning.settings.save(run_folder))
+
+
+def _table(rows: list[dict]) -> list[str]:
+    """Rows of numbers under their names; the last one, the distance between two halves of the real images, as the floor."""
+    names = [name for name in rows[0] if not name.endswith("_std")]
+    cells = [[name.replace("_", " ") for name in names]]
+    cells += [["" if row.get(name) is None else f"{row[name]:.4g}" for name in names] for row in rows]
+    cells[-1][0] = "floor"
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    return ["  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in cells]
 
 
 def _feature_network(features: str, model, device):

@@ -3,13 +3,14 @@
 The distances are those of torch-fidelity, in the features of any network: by the standard Inception network they are the FID of
 Heusel et al. 2017 (https://arxiv.org/abs/1706.08500), the KID of Bińkowski et al. 2018 (https://arxiv.org/abs/1801.01401), the
 Inception score of Salimans et al. 2016 (https://arxiv.org/abs/1606.03498), and the precision and recall of Kynkäänniemi et al. 2019
-(https://arxiv.org/abs/1904.06991).
+(https://arxiv.org/abs/1904.06991). The sliced Wasserstein distance beside them needs no network.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -21,6 +22,7 @@ from autoregressive_diffusion_pytorch.checks import check_positive_int
 from autoregressive_diffusion_pytorch.image import ImageAutoregressive, batch_generator, draw_batch
 from autoregressive_diffusion_pytorch.likelihood import DensitySolver
 from autoregressive_diffusion_pytorch.processes import map_over_processes
+from autoregressive_diffusion_pytorch.sliced_wasserstein import patches_per_image, pyramid_patches, sliced_wasserstein
 
 # of images (b 3 h w) in [0, 1]: features (b f), or features and the logits (b k) of a classifier
 FeatureNetwork = Callable[[Tensor], Tensor | tuple[Tensor, Tensor]]
@@ -175,9 +177,9 @@ def evaluate(
 
     Args:
         dataset: of images (c h w) with values in [0, 1], or of pairs of an image and its label, not among those trained on.
-        features: the network in whose features the distances are, on the model's device and in evaluation mode; none to generate no
-            images.
-        count: images to generate, by default as many as the dataset has; with labels, each as often as there.
+        features: the network in whose features distances are, on the model's device and in evaluation mode. Without one there is
+            the sliced Wasserstein distance alone.
+        count: images to generate, by default as many as the dataset has; with labels, each as often as there. 0 for none.
         evaluations: numbers of evaluations of the head's network at which to measure all of it again: bits per dimension by the
             steps of "rk4" that fit in (from 4 on), the distances by those of the sampler's solver. With few evaluations the former
             show the error of the solver, which may well look like a better model.
@@ -197,13 +199,28 @@ def evaluate(
     device = next(model.parameters()).device
     # what is wrong with the arguments is found before the work
     DensitySolver(**solver_kwargs)
-    if features is not None:
-        _need_torch_fidelity()
-        _check_enough("dataset", len(dataset))
-        _check_enough("count", count)
-        _, some_labels = _batch(dataset, range(1))
+    if count != 0:
+        check_distances("dataset", len(dataset), features)
+        check_distances("count", count, features)
+        _, some_labels = dataset_batch(dataset, range(1))
         model.stream(labels=some_labels, **sample_kwargs)
-        real, labels = _features_of_dataset(features, dataset, batch_size, device, progress)
+
+    def seen(start: int, images: Tensor, labels: Tensor | None, of: int) -> tuple:
+        """What the distances are of: patches, and with a feature network features and logits; and labels."""
+        generator = batch_generator(seed, start, torch.device("cpu"))
+        patches = pyramid_patches(images.cpu(), patches_per_image(of), generator)
+        network = (None, None) if features is None else features_of(features, images, device=device)
+        return patches, *network, labels
+
+    def joined(parts: list[tuple]) -> tuple:
+        patches, *others = zip(*parts, strict=True)
+        return [torch.cat(level) for level in zip(*patches, strict=True)], *(_joined(other) for other in others)
+
+    if count != 0:
+        see_real = partial(seen, of=len(dataset))
+        real, real_features, _, labels = joined(
+            _map_over_batches(see_real, dataset, batch_size, "real images" if progress else None)
+        )
         if labels is not None:
             labels = labels[torch.arange(count) * len(dataset) // count]
 
@@ -215,27 +232,31 @@ def evaluate(
         return dict(mean=mean, standard_error=error, **DensitySolver(**kwargs).description(model.model.dim_input))
 
     def generated(num_steps: int | None = None, solver: str | None = None, **kwargs) -> dict:
-        def features_of_batch(start: int) -> tuple[Tensor, Tensor | None]:
+        def see_batch(start: int) -> tuple:
             stop = min(start + batch_size, count)
             steps = dict(num_steps=num_steps, solver=solver)
             images = draw_batch(model, start, stop, seed=seed, labels=labels, **steps, **kwargs)
             # 8-bit values, as the real ones have
-            return features_of(features, (images * 255).round() / 255, device=device)
+            return seen(start, (images * 255).round() / 255, None, of=count)
 
-        parts = map_over_processes(features_of_batch, range(0, count, batch_size), "generated images" if progress else None)
-        seen, logits = zip(*parts, strict=True)
-        found = distances(real, torch.cat(seen), None if logits[0] is None else torch.cat(logits))
-        return dict(count=count, evaluations=head.num_evaluations(num_steps, solver), **found)
+        name = "generated images" if progress else None
+        patches, found, logits, _ = joined(map_over_processes(see_batch, range(0, count, batch_size), name))
+        by_level = sliced_wasserstein(real, patches, seed)
+        measured = dict(sliced_wasserstein=sum(by_level) / len(by_level))
+        if features is not None:
+            measured |= distances(real_features, found, logits)
+        evaluations = head.num_evaluations(*model.generation.steps_and_solver(num_steps, solver))
+        return dict(count=count, evaluations=evaluations, **measured)
 
     report = dict(images=len(dataset), bits_per_dim=likelihood(**solver_kwargs))
-    if features is not None:
+    if count != 0:
         report["generated"] = generated(**sample_kwargs)
     for most in evaluations:
         point = dict(evaluations=most)
         if most >= 4:
             point["bits_per_dim"] = likelihood(**solver_kwargs | dict(solver="rk4", num_steps=most // 4))
-        if features is not None:
-            solver = sample_kwargs.get("solver")
+        if count != 0:
+            _, solver = model.generation.steps_and_solver(solver=sample_kwargs.get("solver"))
             fitting = [steps for steps in range(1, most + 1) if head.num_evaluations(steps, solver) <= most]
             if fitting:
                 point["generated"] = generated(**sample_kwargs | dict(num_steps=fitting[-1]))
@@ -244,16 +265,8 @@ def evaluate(
     return report
 
 
-def _features_of_dataset(
-    features: FeatureNetwork, dataset: Dataset, batch_size: int, device: torch.device, progress: bool
-) -> tuple[Tensor, Tensor | None]:
-    """The features (n f) of a dataset's images, and their labels (n,) if it has them."""
-
-    def see(start: int, images: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        return features_of(features, images, device=device)[0], labels
-
-    seen, labels = zip(*_map_over_batches(see, dataset, batch_size, "real images" if progress else None), strict=True)
-    return torch.cat(seen), None if labels[0] is None else torch.cat(labels)
+def _joined(parts: Sequence[Tensor | None]) -> Tensor | None:
+    return None if parts[0] is None else torch.cat(parts)
 
 
 def _map_over_batches(function: Callable, dataset: Dataset, batch_size: int, progress: str | None) -> list:
@@ -263,18 +276,25 @@ def _map_over_batches(function: Callable, dataset: Dataset, batch_size: int, pro
         raise ValueError("dataset must hold images, got none")
 
     def call(start: int):
-        return function(start, *_batch(dataset, range(start, min(start + batch_size, len(dataset)))))
+        return function(start, *dataset_batch(dataset, range(start, min(start + batch_size, len(dataset)))))
 
     return map_over_processes(call, range(0, len(dataset), batch_size), progress)
 
 
-def _batch(dataset: Dataset, indices: Sequence[int]) -> tuple[Tensor, Tensor | None]:
+def dataset_batch(dataset: Dataset, indices: Sequence[int]) -> tuple[Tensor, Tensor | None]:
     """Images (b c h w) of a dataset, and their labels (b,) if it has them."""
     items = [item if isinstance(item, (tuple, list)) else (item,) for item in (dataset[i] for i in indices)]
     if len(items[0]) not in (1, 2):
         raise ValueError(f"dataset must hold images, or pairs of an image and its label, got {len(items[0])} things at each place")
     images, *labels = zip(*items, strict=True)
     return torch.stack(images), torch.as_tensor(labels[0]) if labels else None
+
+
+def check_distances(name: str, count: int, features: FeatureNetwork | None) -> None:
+    """Whether there are enough images for distances, and what measures them."""
+    if features is not None:
+        _need_torch_fidelity()
+    _check_enough(name, count)
 
 
 def _check_enough(name: str, count: int) -> None:

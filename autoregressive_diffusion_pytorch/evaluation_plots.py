@@ -6,6 +6,9 @@ from pathlib import Path
 
 from torch import Tensor
 
+SETTINGS = ("context_guidance", "guidance_scale", "temperature", "num_steps")
+DISTANCES = dict(frechet_distance="Fréchet distance", sliced_wasserstein="sliced Wasserstein distance")
+
 
 def need_matplotlib() -> None:
     try:
@@ -15,15 +18,17 @@ def need_matplotlib() -> None:
 
 
 def plot_curve(report: dict, path: Path) -> None:
-    """The curve of a report of `evaluate`: bits per dimension, beside those by the report's own solver, and the Fréchet distance
-    where it was measured, against the evaluations of the head's network."""
+    """The curve of a report of `evaluate`: bits per dimension, beside those by the report's own solver, and the distance of
+    generated images, against the evaluations of the head's network."""
     curve, exact = report["curve"], report["bits_per_dim"]
     bits = [
         (point["evaluations"], *map(point["bits_per_dim"].get, ("mean", "standard_error")))
         for point in curve
         if "bits_per_dim" in point
     ]
-    distances = [(point["evaluations"], point["generated"]["frechet_distance"]) for point in curve if "generated" in point]
+    generated = [point for point in curve if "generated" in point]
+    metric = "frechet_distance" if generated and "frechet_distance" in generated[0]["generated"] else "sliced_wasserstein"
+    distances = [(point["evaluations"], point["generated"][metric]) for point in generated]
     figure, axes = _figure(1 + bool(distances), width=4.5 * (1 + bool(distances)), height=3.6)
     axes[0].axhline(exact["mean"], color="grey", linewidth=1, label=f"by {exact['solver']}")
     if bits:
@@ -33,12 +38,27 @@ def plot_curve(report: dict, path: Path) -> None:
     axes[0].legend()
     if distances:
         axes[1].plot(*zip(*distances, strict=True), marker="o", markersize=4)
-        axes[1].set(ylabel="Fréchet distance of generated images")
+        axes[1].set(ylabel=f"{DISTANCES[metric]} of generated images")
     ticks = [point["evaluations"] for point in curve]
     for axis in axes:
         axis.set(xlabel="evaluations of the head's network for each token", xscale="log")
         axis.set_xticks(ticks, map(str, ticks))
         axis.minorticks_off()
+    _save(figure, path)
+
+
+def plot_tuning(report: dict, path: Path) -> None:
+    """The report of a tuning: for each setting the distance by its values, the others being those that were chosen."""
+    rows, metric = report["rows"], report["metric"]
+    names = [name for name in rows[0] if len({row[name] for row in rows}) > 1 and name in SETTINGS]
+    best = next(row for row in rows if all(row[name] == report["settings"][name] for name in SETTINGS if name in row))
+    figure, axes = _figure(max(len(names), 1), width=3.6 * max(len(names), 1), height=3.4)
+    for axis, name in zip(axes, names, strict=False):
+        alike = [row for row in rows if all(row[other] == best[other] for other in SETTINGS if other != name and other in row)]
+        points = sorted((row[name], row[metric]) for row in alike)
+        axis.plot(*zip(*points, strict=True), marker="o", markersize=4)
+        axis.plot(best[name], best[metric], marker="o", markersize=9, fillstyle="none", color="black")
+        axis.set(xlabel=name.replace("_", " "), ylabel=DISTANCES[metric])
     _save(figure, path)
 
 

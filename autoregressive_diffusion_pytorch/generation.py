@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, fields
+from math import inf
 from pathlib import Path
 
 from autoregressive_diffusion_pytorch.checks import check_choice, check_positive_int
@@ -33,10 +34,20 @@ class GenerationSettings:
     def __post_init__(self):
         if self.num_steps is not None:
             check_positive_int(num_steps=self.num_steps)
-        if isinstance(self.temperature, bool) or not isinstance(self.temperature, (int, float)) or not 0 <= self.temperature < float("inf"):
-            raise ValueError(f"temperature must be a number of at least 0, got {self.temperature!r}")
+        for name in ("temperature", "guidance_scale"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < inf:
+                raise ValueError(f"{name} must be a number of at least 0, got {value!r}")
         GuidanceSchedule(self.guidance_scale, self.guidance_schedule, self.guidance_interval)
         check_context_guidance(self.context_guidance)
+        if self.guidance_interval is not None:  # a list, where it comes from a file
+            object.__setattr__(self, "guidance_interval", tuple(self.guidance_interval))
+
+    def steps_and_solver(self, num_steps: int | None = None, solver: str | None = None) -> tuple[int | None, str | None]:
+        """Those given, and where they are None those of the settings: but for another solver no steps of this one."""
+        if num_steps is None and solver in (None, self.solver):
+            num_steps = self.num_steps
+        return num_steps, self.solver if solver is None else solver
 
     def given(self) -> dict:
         """The settings that are not the defaults, by name."""

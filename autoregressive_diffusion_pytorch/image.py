@@ -50,8 +50,8 @@ class ImageAutoregressive(Module, Pretrained):
         num_classes: number of labels to tell it what to draw, none by default.
         dim_cond: width of vectors to tell it what to draw, none by default.
         model: arguments of the sequence model, but for `dim_input` and `max_seq_len`, which follow from the sizes. By default it
-            learns some tokens without context, `CONTEXT_DROP_PROB` of them, so that it can be drawn from with context guidance; and its
-            head clamps drawn tokens to the range of images, so that the transformer reads what the user sees.
+            learns some tokens without context, `CONTEXT_DROP_PROB` of them, so that it can be drawn from with context guidance; and
+            its head clamps drawn tokens to the range of images, so that the transformer reads what the user sees.
     """
 
     model_class: type[Autoregressive]  # of the sequence model
@@ -116,6 +116,11 @@ class ImageAutoregressive(Module, Pretrained):
         derived = ("dim_input", "max_seq_len", "num_classes", "dim_cond")
         return dict(model={name: value for name, value in self.model.config.items() if name not in derived})
 
+    def measure(self, images: Tensor) -> None:
+        """Takes the standard deviation of images (b c h w) in [0, 1] for the head's `sigma_data`, unless it is known."""
+        self.check_images(images)
+        self.model.head.measure(images * 2 - 1)
+
     def forward(
         self,
         images: Tensor,
@@ -129,7 +134,7 @@ class ImageAutoregressive(Module, Pretrained):
 
         `labels`, `cond` and `cond_mask` as of `Autoregressive.forward`.
         """
-        self._check_images(images)
+        self.check_images(images)
         tokens = patchify(images * 2 - 1, self.patch_size)
         noised = None
         if self.training and self.train_max_noise > 0:
@@ -162,7 +167,7 @@ class ImageAutoregressive(Module, Pretrained):
             generator: source of this noise and of that of the solver, on any device; by default torch's global one.
             solver_kwargs: how to integrate, as of `Head.log_prob`.
         """
-        self._check_images(images)
+        self.check_images(images)
         if len(images) == 0:
             raise ValueError("images must be at least one, got none")
         if not (images.min() >= 0 and images.max() <= 1):
@@ -223,7 +228,7 @@ class ImageAutoregressive(Module, Pretrained):
             Images (b · num_completions, c h w).
         """
         conditions = dict(labels=labels, cond=cond)
-        self._check_images(images)
+        self.check_images(images)
         check_positive_int(num_completions=num_completions)
         height, patch = self.image_size[0], self.patch_size[0]
         if type(keep_rows) is not int or not 0 <= keep_rows <= height or keep_rows % patch:
@@ -241,7 +246,8 @@ class ImageAutoregressive(Module, Pretrained):
         completed[:, :, :keep_rows] = kept.repeat_interleave(len(completed) // len(kept), dim=0)
         return completed
 
-    def _check_images(self, images: Tensor) -> None:
+    def check_images(self, images: Tensor) -> None:
+        """Whether images are of the kind and the shape that the model is for."""
         shape = (self.channels, *self.image_size)
         if not images.is_floating_point():
             raise TypeError(f"images must be real numbers in [0, 1], got {images.dtype}: divide 8-bit values by 255")

@@ -10,7 +10,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import closing, nullcontext
+from contextlib import closing, nullcontext, suppress
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -23,7 +23,6 @@ from accelerate.utils import (
     broadcast_object_list,
     fsdp2_prepare_model,
     gather_object,
-    parse_flag_from_env,
     send_to_device,
     set_seed,
 )
@@ -45,11 +44,12 @@ from autoregressive_diffusion_pytorch.checkpoints import (
     write_checkpoint,
 )
 from autoregressive_diffusion_pytorch.checks import as_tensor, check_above_zero, check_choice, check_positive_int
+from autoregressive_diffusion_pytorch.image_dataset import DamagedImageError
 from autoregressive_diffusion_pytorch.image_grids import labels_by_row, save_image_grid
 from autoregressive_diffusion_pytorch.modes import evaluating
 from autoregressive_diffusion_pytorch.optimization import learning_rate_at, parameter_groups
 from autoregressive_diffusion_pytorch.pretrained import Pretrained
-from autoregressive_diffusion_pytorch.random_states import kept_random_state, random_state, set_random_state
+from autoregressive_diffusion_pytorch.random_states import kept_random_state, random_state, seed_cpu, set_random_state
 from autoregressive_diffusion_pytorch.running_average import RunningAverage
 from autoregressive_diffusion_pytorch.stop_signals import StopSignals
 from autoregressive_diffusion_pytorch.training_data import (
@@ -63,6 +63,7 @@ from autoregressive_diffusion_pytorch.training_log import TrainingLog
 from autoregressive_diffusion_pytorch.training_state import TrainingState
 
 ONE_AN_IMAGE = {"labels", "cond", "cond_mask", "guidance_scale"}  # arguments of `sample`
+MEASURED_IMAGES = 256  # for the standard deviation of the data
 SKIPS_IN_A_ROW = 25  # of steps that are not finite: weights that are broken give no other any more
 
 logger = logging.getLogger(__name__)
@@ -252,6 +253,8 @@ class ImageTrainer:
             num_steps=self.num_train_steps,
         )
 
+        if not resume:
+            self._measure(model)
         # each process has the average of what it has of the weights: all draw samples, and none waits for another that does
         average = copy.deepcopy(model).requires_grad_(False)
         if gradient_checkpointing:
@@ -288,6 +291,19 @@ class ImageTrainer:
         self._signals = StopSignals()
         if resume:
             self.load(newest)
+
+    def _measure(self, model: Module) -> None:
+        """Lets a model that can measure the scale of its data do so, on the same images in all processes."""
+        if not hasattr(model, "measure") or "collate_fn" in self.dataloader_kwargs:
+            return
+        images = []
+        with kept_random_state(torch.device("cpu")):
+            seed_cpu(self.seed)  # items may be augmented at random
+            for i in range(0, len(self.dataset), math.ceil(len(self.dataset) / MEASURED_IMAGES)):
+                with suppress(DamagedImageError):  # the training has its own way with them
+                    images.append(self.dataset[i]["images"])
+        if images:
+            model.measure(torch.stack(images))
 
     def _newest_checkpoint(self) -> Path:
         newest = None
@@ -481,6 +497,8 @@ class ImageTrainer:
         if self.accelerator.num_processes > 1:
             kwargs |= {name: _part(kwargs[name], own, count) for name in ONE_AN_IMAGE & self.sample_kwargs.keys()}
         model = self.ema.ema_model
+        if self.config is not None and self.accelerator.mixed_precision == "bf16" and not self.accelerator.is_fsdp2:
+            kwargs = dict(precision="bf16") | kwargs
         # a training that missed a grid must not go on otherwise than one that did not
         with kept_random_state(device), evaluating(list(model.modules())), torch.no_grad():
             generator = torch.Generator(device).manual_seed(process)
@@ -614,15 +632,6 @@ class ImageTrainer:
             with kept_random_state(self.accelerator.device):
                 set_seed(self.seed + self.step, device_specific=True)
                 self._random_state = random_state(self.accelerator.device)
-
-
-def best_precision() -> str:
-    """accelerate's name of the mixed precision that trains fastest here: "bf16" where there are instructions for it, else "no"."""
-    if torch.cuda.is_available() and not parse_flag_from_env("ACCELERATE_USE_CPU"):
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no"
-    # without them a processor emulates bfloat16, slower than single precision
-    has_instructions = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
-    return "bf16" if has_instructions() else "no"
 
 
 def _check_trackers(wanted: str | list | None, found: list) -> None:

@@ -57,8 +57,8 @@ class Pretrained(
 ):
     """`save_pretrained(folder)`, `from_pretrained(folder or hub name)` and `push_to_hub(name)` of huggingface_hub.
 
-    A model remembers the arguments it was made with. A saved one is `config.json`, which holds them, `generation.json`, how it draws,
-    `model.safetensors`, and `README.md`, a model card: loading runs no code from the files.
+    A model remembers the arguments it was made with. A saved one is `config.json`, which holds them, `generation.json`, how it
+    draws, `model.safetensors`, and `README.md`, a model card: loading runs no code from the files.
     """
 
     generation: GenerationSettings

@@ -105,12 +105,20 @@ def split(dataset, config: dict):
 
 
 def load_model(config: dict, checkpoint: Path):
-    """The model of a checkpoint on this process's device, and accelerate's account of the processes."""
+    """The model of a run's checkpoint on this process's device, with the run's generation settings, and accelerate's account of the
+    processes."""
     from accelerate import Accelerator
+
+    from autoregressive_diffusion_pytorch.generation import GenerationSettings
 
     accelerator = Accelerator()
     atexit.register(accelerator.state.destroy_process_group)  # or it may be aborted at the very end
-    return model_class(config).from_pretrained(checkpoint).to(accelerator.device), accelerator
+    model = model_class(config).from_pretrained(checkpoint).to(accelerator.device)
+    try:
+        model.generation = GenerationSettings.load(checkpoint.parents[1])
+    except ValueError as error:
+        raise click.ClickException(str(error)) from error
+    return model, accelerator
 
 
 def label_of(name: str, classes: list[str]) -> int:

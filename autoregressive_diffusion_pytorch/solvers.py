@@ -1,9 +1,10 @@
 """Sigma schedules, and solvers as plain functions `(denoise, noise, sigmas)` that know no network.
 
-All of them work on a noised token `x = token + sigma · noise`: a path `alpha · token + sigma_t · noise` is brought to it by dividing by
-alpha, so that sigma is the noise's standard deviation over the signal's scale. `denoise(x, sigma)` is E[token | x], `noise()` draws unit
-noise of the state's shape, and `sigmas` are falling Python floats that end at 0, so that nothing is read back from a device. The last step
-of each, to 0, is of first order: its result is the last denoised token, whatever the last noise level was.
+All of them work on a noised token `x = token + sigma · noise`: a path `alpha · token + sigma_t · noise` is brought to it by
+dividing by alpha, so that sigma is the noise's standard deviation over the signal's scale. `denoise(x, sigma)` is E[token | x],
+`noise()` draws unit noise of the state's shape, and `sigmas` are falling Python floats that end at 0, so that nothing is read back
+from a device. The last step of each, to 0, is of first order: its result is the last denoised token, whatever the last noise level
+was.
 
 The first level counts as infinite: there is noise alone. A step from it leaves out nothing of the token, as one from a state
 `sigmas[0] · noise` would: a share std / sigma of its mean, which adds up along a sequence.

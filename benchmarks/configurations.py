@@ -16,9 +16,9 @@ RECIPE = dict(
 )
 
 
-# samples are drawn with the model's own context guidance and steps of the solver, and in some rows with others
-BY_CONTEXT_GUIDANCE = {"": {}} | {f"context guidance {scale}": dict(context_guidance=scale) for scale in (1.0, 1.1, 1.3, 1.5)}
-BY_STEPS = {"": {}} | {f"{n} steps": dict(num_steps=n) for n in (4, 6, 16)}
+# samples are drawn as learned, and in some rows with guidance by context or in more steps
+GUIDED = {"": {}} | {f"context guidance {scale}": dict(context_guidance=scale) for scale in (1.25, 1.5, 2.0, 2.5, 3.0)}
+BY_STEPS = {"": {}} | {f"{n} steps": dict(num_steps=n) for n in (16, 32)}
 
 
 def change(name: str, **changes) -> Configuration:
@@ -50,9 +50,7 @@ def comparison(image_size: int, patch_size: int, peer_patch_size: int) -> list[C
     """Both heads of both sides, each side at its best patch size."""
     heads = ("diffusion", "flow")
     arguments = dict(image_size=image_size)
-    # more steps bear more guidance
-    more = {f"6 steps, context guidance {scale}": dict(num_steps=6, context_guidance=scale) for scale in (1.5, 1.75)}
-    samplings = BY_CONTEXT_GUIDANCE | BY_STEPS | more
+    samplings = GUIDED | BY_STEPS
     return [
         *(peer(f"0.4.0, {head}", head=head, patch_size=peer_patch_size, **arguments) for head in heads),
         *(change(f"this, {head}", head=head, patch_size=patch_size, samplings=samplings, **arguments) for head in heads),
@@ -68,13 +66,19 @@ def labelled_comparison() -> list[Configuration]:
     ]
 
 
+def long() -> list[Configuration]:
+    """One model for as long as one likes."""
+    return [change("this, flow", samplings=GUIDED | BY_STEPS)]
+
+
 def ablations() -> list[Configuration]:
     widths = (0.05, 0.1, 0.15, 0.2, 0.25)
     return [
         change(
             "recipe",
-            samplings=BY_CONTEXT_GUIDANCE | {"raw weights": dict(average="raw"), "temperature 0.95": dict(temperature=0.95)},
+            samplings=GUIDED | {"raw weights": dict(average="raw"), "temperature 0.95": dict(temperature=0.95)},
         ),
+        *(change(f"patches of {size}", patch_size=size, samplings=GUIDED) for size in (4, 16)),
         change("another seed", seed=1),
         change("a third seed", seed=2),
         # the head
@@ -89,7 +93,11 @@ def ablations() -> list[Configuration]:
         *(change(f"times spread {std}", head_kwargs=dict(logit_std=std)) for std in (0.75, 1.5)),
         change("times stratified", variant="stratified_times"),
         change("velocity", head_kwargs=dict(model_output_clean=False)),
-        *(change(f"{share:.0%} learned without context", model=dict(context_drop_prob=share)) for share in (0.0, 0.05, 0.2)),
+        change("0% learned without context", model=dict(context_drop_prob=0.0)),
+        *(
+            change(f"{share:.0%} learned without context", model=dict(context_drop_prob=share), samplings=GUIDED)
+            for share in (0.05, 0.2)
+        ),
         # tokens
         change("half whitened", variant="half_whitened"),
         change("whitened", variant="whitened"),
@@ -125,7 +133,7 @@ def ablations() -> list[Configuration]:
                 f"diffusion, P_mean {mean}, P_std {std}",
                 head="diffusion",
                 head_kwargs=dict(P_mean=mean, P_std=std),
-                samplings=BY_CONTEXT_GUIDANCE,
+                samplings=GUIDED,
             )
             for mean, std in ((-1.2, 1.2), (-0.8, 1.2), (-0.4, 1.2), (0.0, 1.2), (0.4, 1.2), (-0.4, 1.0), (0.0, 1.0))
         ),
@@ -133,12 +141,10 @@ def ablations() -> list[Configuration]:
 
 
 def solvers() -> list[Configuration]:
-    """Every solver at 3 to 24 evaluations of the head's network a token."""
-    evaluations = (4, 6, 12, 24)
-    one = {f"{solver}, {n} steps": dict(solver=solver, num_steps=n) for solver in ("dpmpp_2m", "euler") for n in (3, *evaluations)}
-    two = {
-        f"{solver}, {n // 2} steps": dict(solver=solver, num_steps=n // 2) for solver in ("midpoint", "heun") for n in evaluations
-    }
+    """Every solver at 4 to 32 evaluations of the head's network per token."""
+    evaluations = (4, 6, 8, 12, 16, 32)
+    one = {f"{solver}, {n} steps": dict(solver=solver, num_steps=n) for solver in ("dpmpp_2m", "euler") for n in evaluations}
+    two = {f"heun, {n // 2 + 1} steps": dict(solver="heun", num_steps=n // 2 + 1) for n in evaluations}
     return [change(head, head=head, samplings=one | two) for head in ("diffusion", "flow")]
 
 
@@ -165,6 +171,7 @@ def labels() -> list[Configuration]:
 
 SETS = {
     "patch-sizes": patch_sizes(),
+    "long": long(),
     "comparison": comparison(32, 8, 8),
     "comparison-64": comparison(64, 8, 8),
     "labelled-comparison": labelled_comparison(),

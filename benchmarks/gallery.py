@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
-from quality_worker import marks_of, newest_mark
+from quality_worker import as_file_name, marks_of, newest_mark
 
 PADDING = 2  # pixels between images
 MARGIN = 12  # around blocks
@@ -59,12 +59,19 @@ def folders_of(args: argparse.Namespace) -> dict[str, Path]:
     return {name: named[name] for name in args.only or named}
 
 
+def samples_of(folder: Path, minutes: float, sampling: str | None) -> Path:
+    """The file of what a configuration drew at a mark, by the name of the sampling or with the first of its samplings."""
+    samplings = json.loads((folder / "configuration.json").read_text())["samplings"]
+    sampling = sampling if sampling in samplings else next(iter(samplings))
+    return folder / f"{as_file_name(f'samples {sampling}'.strip())}.{minutes:g}.npy"
+
+
 def draw_progress(args: argparse.Namespace) -> None:
     folders = folders_of(args)
     minutes = args.minutes or sorted(marks_of(next(iter(folders.values()))))
     count = args.columns**2
     blocks = [
-        [block(np.load(folder / f"grid.{minute:g}.npy")[:count], args.columns, args.scale) for minute in minutes]
+        [block(np.load(samples_of(folder, minute, args.sampling))[:count], args.columns, args.scale) for minute in minutes]
         for folder in folders.values()
     ]
     columns = [f"{minute:g} minute{'s' * (minute != 1)}" for minute in minutes]
@@ -74,8 +81,7 @@ def draw_progress(args: argparse.Namespace) -> None:
 def draw_nearest(args: argparse.Namespace) -> None:
     blocks, rows = [], []
     for name, folder in folders_of(args).items():
-        newest = folder / f"samples.{newest_mark(folder):g}.npy"  # drawn as the model draws by default
-        samples = np.load(newest)
+        samples = np.load(samples_of(folder, newest_mark(folder), args.sampling))
         real = np.load(args.folder / f"real.{samples.shape[1]}.npy")
         mirrored = np.concatenate((real, real[:, :, ::-1]))
         distances, nearest = nearest_of(samples, mirrored)
@@ -110,6 +116,9 @@ def main() -> None:
     parser.add_argument("picture", type=Path, help="file to write")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="these configurations")
     parser.add_argument("--minutes", type=float, nargs="+", help="these marks")
+    parser.add_argument(
+        "--sampling", help="name of the settings that samples were drawn with; by default the configuration's first"
+    )
     parser.add_argument("--columns", type=int, default=5, help="images in a row of a block")
     parser.add_argument("--scale", type=int, default=1, help="enlarge by this number")
     args = parser.parse_args()

@@ -22,14 +22,19 @@ pairs of an unseen digit and another image in which the digit has fewer bits (AU
 """
 
 import argparse
+import json
 import sys
 import time
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
-from quality import IMAGE_SIZE, PATCH_SIZE, SIZES, train_ours
+import quality_worker
+from configurations import change, peer
+from quality_worker import SIZES, Configuration, marks_of
 from worker import CLASSES, OURS, Worker, serve
 
+IMAGE_SIZE, PATCH_SIZE = 32, 8
 COST_STEPS = 4  # of the Runge-Kutta solver; the cost grows with them
 WIDTHS, LENGTHS = (4, 16, 48, 192), (16, 64, 256)
 
@@ -102,7 +107,7 @@ def work_as_ours(head: str) -> None:
     def bits(run: str, images: str, count: int, **kwargs) -> dict:
         checkpoint = newest_checkpoint(Path(run) / "checkpoints")
         model = getattr(package, CLASSES[head]).from_pretrained(checkpoint)
-        return summary(bits_per_dim(model, held_out(images, count), **kwargs)) | dict(steps=int(checkpoint.suffix[1:]))
+        return summary(bits_per_dim(model, held_out(images, count), **kwargs))
 
     serve(bits=bits)
 
@@ -163,18 +168,26 @@ def work_as_peer(head: str) -> None:
 
     model.model.conditions = conditions
 
-    def bits(weights: str, kind: str, clamped: bool, images: str, count: int, **kwargs) -> dict:
+    def load(weights: str, kind: str) -> None:
         saved = torch.load(weights, weights_only=True)
-        peer.load_state_dict(saved[kind])
+        average = {
+            name.removeprefix("ema_model."): part for name, part in saved["average"].items() if name.startswith("ema_model.")
+        }
+        peer.load_state_dict(saved["model"] if kind == "raw" else average)
+
+    def bits(weights: str, kind: str, clamped: bool, images: str, count: int, **kwargs) -> dict:
+        load(weights, kind)
         network = Network(clamped)
         model.model.head = (
-            ours.ElucidatedDiffusion(network) if head == "diffusion" else ours.RectifiedFlow(network, model_output_clean=False)
+            ours.ElucidatedDiffusion(network, sigma_data=0.5)
+            if head == "diffusion"
+            else ours.RectifiedFlow(network, model_output_clean=False, sigma_data=0.5)
         )
-        return summary(bits_per_dim(model, held_out(images, count), **kwargs)) | dict(steps=saved["steps"])
+        return summary(bits_per_dim(model, held_out(images, count), **kwargs))
 
     def check(weights: str) -> dict:
         """How far its denoised tokens, or its velocities, are from its own where its network is asked as here."""
-        peer.load_state_dict(torch.load(weights, weights_only=True)["raw"])
+        load(weights, "raw")
         noised, cond = torch.randn(50, part.dim), torch.randn(50, peer.model.start_token.shape[0])
         if head == "flow":
             times = torch.rand(50)
@@ -196,6 +209,18 @@ def work_as_peer(head: str) -> None:
     serve(bits=bits, check=check)
 
 
+def trained(configuration: Configuration, args: argparse.Namespace, path: Path) -> tuple[Path, int]:
+    """The folder of a configuration that is trained for `args.minutes` on one core, now or before, and its steps."""
+    folder = args.folder / quality_worker.as_file_name(configuration.name)
+    if args.minutes not in marks_of(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        arguments = [json.dumps(asdict(configuration)), str(folder), str(args.images)]
+        trainer = Worker(quality_worker.__file__, arguments, path, OMP_NUM_THREADS="1")
+        trainer.ask("train", minutes=args.minutes)
+        trainer.close()
+    return folder, marks_of(folder)[args.minutes]
+
+
 def compare(args: argparse.Namespace) -> None:
     train, unseen = split_folder(args.images, args.folder)
     args.images = train
@@ -207,11 +232,8 @@ def compare(args: argparse.Namespace) -> None:
 
     for head in args.heads:
         if args.peer:
-            weights = args.folder / f"peer-{head}.pt"
-            if not weights.exists():
-                trainer = Worker(str(Path(__file__).with_name("quality.py")), ["--work", "peer", head], args.peer)
-                trainer.ask("train", images=str(train), minutes=args.minutes, weights=str(weights))
-                trainer.close()
+            weights, steps = trained(peer(f"0.4.0, {head}", head=head, patch_size=PATCH_SIZE), args, args.peer)
+            weights = weights / f"{args.minutes:g}.pt"
             worker = Worker(__file__, ["--work", "peer", head], args.peer)
             difference = worker.ask("check", weights=str(weights))["difference"]
             if difference > 1e-2:
@@ -219,10 +241,12 @@ def compare(args: argparse.Namespace) -> None:
             for kind in ("raw", "averaged"):
                 for clamped in (True, False) if head == "diffusion" else (False,):
                     name = f"0.4.0, {head}, {kind} weights" + (", clamped" if clamped else "")
-                    show(name, worker.ask("bits", weights=str(weights), kind=kind, clamped=clamped, **given))
+                    bits = worker.ask("bits", weights=str(weights), kind=kind, clamped=clamped, **given)
+                    show(name, bits | dict(steps=steps))
             worker.close()
         worker = Worker(__file__, ["--work", "ours", head], OURS)
-        show(f"ours, {head}", worker.ask("bits", run=str(train_ours(args, head)), **given))
+        run, steps = trained(change(f"this, {head}", head=head), args, OURS)
+        show(f"ours, {head}", worker.ask("bits", run=str(run), **given) | dict(steps=steps))
         worker.close()
 
 

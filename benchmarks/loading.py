@@ -19,7 +19,7 @@ import torch
 
 from autoregressive_diffusion_pytorch import ImageAutoregressiveFlow, ImageDataset, ImageTrainer
 from autoregressive_diffusion_pytorch.image_dataset import find_images
-from autoregressive_diffusion_pytorch.image_trainer import best_precision
+from autoregressive_diffusion_pytorch.modes import best_precision
 from autoregressive_diffusion_pytorch.training_data import TrainingItems, endless_batches
 
 BATCH_SIZE = 64

@@ -5,15 +5,16 @@
     python benchmarks/quality.py comparison --peer PEER --images FOLDER --distance 'python frechet.py' --folder runs/comparison
 
 The sets are those of `configurations.py`. Each configuration is trained by its own library's trainer in a process of its own, draws
-samples after the given minutes of training, and goes on. Time is that of the training alone, not of what is saved and drawn. One
-is trained after the other on all cores, or with `--interleave` all in turn from mark to mark: a machine that slows down does so for
-all. With `--at-once 2` two at a time share the cores: minutes are then not as fast, but the same for all.
+samples after the given minutes of training, and goes on. A minute is one of processor time on each of its cores: what is saved and
+drawn does not count. With `--at-once 2` two at a time have a core each.
 
-The distance is either any command that takes two files of images (n h w 3, 8 bit, .npy), real and generated ones, and prints a
-number; or with `--features` this library's Fréchet distance in the features of "inception" or of a network of torch.export.
+The distances are printed by any commands that take two files of images (n h w 3, 8 bit, .npy), real and generated ones: one number,
+or a first line of names and a last line of as many numbers. Or with `--features` they are this library's in the features of
+"inception" or of a network of torch.export.
 
 A folder is for one set at one size: what is in it already is not trained, drawn or measured again, so that a comparison that was
-ended goes on from the last mark. `--plot` draws the distance against evaluations of the network, for sets with several solvers.
+ended goes on from the last mark, and any mark can be drawn again with other settings. `--plot` draws the first distance against
+evaluations of the network, for sets with several solvers.
 """
 
 from __future__ import annotations
@@ -32,14 +33,8 @@ from threading import Lock
 
 import quality_worker
 from configurations import SETS
-from quality_worker import BATCH_SIZE, Configuration, marks_of, newest_mark
+from quality_worker import BATCH_SIZE, Configuration, as_file_name, marks_of
 from worker import OURS, Worker
-
-NUM_GRID_IMAGES = 64  # drawn at each mark, for `gallery.py`
-
-
-def _as_file_name(name: str) -> str:
-    return re.sub(r"[^\w.]+", "-", name)
 
 
 class Comparison:
@@ -52,13 +47,13 @@ class Comparison:
         self.file = args.folder / f"results.{args.count}.json"
         self.rows = json.loads(self.file.read_text()) if self.file.exists() else {}
         self.lock = Lock()
-        self.distance = distance_by(args)
+        self.distance = distances_by(args)
+        self.columns: list[str] = []
 
     def folder(self, configuration: Configuration) -> Path:
-        return self.args.folder / _as_file_name(configuration.name)
+        return self.args.folder / as_file_name(configuration.name)
 
     def run(self) -> None:
-        print(f"{'':44}{'minutes':>8}{'steps':>8}{'ms an image':>13}{'distance':>10}", flush=True)
         if self.args.interleave:
             workers = {}
             for minutes in self.args.minutes:
@@ -75,17 +70,13 @@ class Comparison:
         for minutes in marks:
             wanted = self.wanted(configuration, minutes)
             missing = {name: request for name, request in wanted.items() if name not in self.rows}
-            grid = folder / f"grid.{minutes:g}.npy"
             trained = minutes in marks_of(folder)
-            if not trained or missing or not grid.exists():
+            if not trained or missing:
                 if configuration.name not in workers:
                     workers[configuration.name] = self.worker(configuration, folder)
                 worker = workers[configuration.name]
                 if not trained:
                     worker.ask("train", minutes=minutes)
-                elif minutes != newest_mark(folder):
-                    raise SystemExit(f"{configuration.name} is trained further than {minutes:g} minutes: it cannot draw as of then")
-                worker.ask("draw", average=configuration.average, count=NUM_GRID_IMAGES, file=str(grid))
                 for name, request in missing.items():
                     self.measure(name, worker, configuration, minutes, request)
             for name in wanted:
@@ -105,20 +96,20 @@ class Comparison:
         """What is to be drawn at a mark: the name of a row, and what to ask for."""
         samplings = configuration.samplings
         if minutes != self.args.minutes[-1]:
-            # on the way only what is plain and fast
-            samplings = {} if configuration.is_peer else {"": {}}
+            samplings = dict(list(samplings.items())[:1])  # on the way only the first
         return {f"{configuration.name}|{sampling}|{minutes:g}": request for sampling, request in samplings.items()}
 
     def measure(self, name: str, worker: Worker, configuration: Configuration, minutes: float, request: dict) -> None:
         sampling = name.split("|")[1]
-        samples = self.folder(configuration) / f"{_as_file_name(f'samples {sampling}'.strip())}.{minutes:g}.npy"
-        row = worker.ask("draw", **dict(average=configuration.average) | request, count=self.args.count, file=str(samples))
+        samples = self.folder(configuration) / f"{as_file_name(f'samples {sampling}'.strip())}.{minutes:g}.npy"
+        request = dict(average=configuration.average) | request
+        row = worker.ask("draw", minutes=minutes, **request, count=self.args.count, file=str(samples))
         row |= dict(
             configuration=configuration.name,
             sampling=sampling,
             minutes=minutes,
             steps=marks_of(self.folder(configuration))[minutes],
-            distance=self.distance(self.args.folder / f"real.{configuration.image_size}.npy", samples),
+            distances=self.distance(self.args.folder / f"real.{configuration.image_size}.npy", samples),
         )
         with self.lock:
             self.rows[name] = row
@@ -127,35 +118,56 @@ class Comparison:
             partial.replace(self.file)
 
     def show(self, row: dict) -> None:
+        if not self.columns:
+            self.columns = list(row["distances"])
+            print(f"{'':44}{'minutes':>8}{'steps':>8}{'ms/image':>10}" + "".join(f"{name[:10]:>11}" for name in self.columns))
         name = ", ".join(filter(None, (row["configuration"], row["sampling"])))
         speed = 1000 * row["seconds"] / self.args.count
-        print(f"{name:44}{row['minutes']:8g}{row['steps']:8}{speed:13.0f}{row['distance']:10.3f}", flush=True)
+        numbers = "".join(f"{row['distances'][column]:11.3f}" for column in self.columns)
+        print(f"{name:44}{row['minutes']:8g}{row['steps']:8}{speed:10.1f}{numbers}", flush=True)
 
 
-def distance_by(args: argparse.Namespace) -> Callable[[Path, Path], float]:
-    """The distance of two files of images, real and generated ones."""
+def distances_by(args: argparse.Namespace) -> Callable[[Path, Path], dict[str, float]]:
+    """The distances of two files of images, real and generated ones."""
     if args.distance:
 
-        def by_command(real: Path, generated: Path) -> float:
-            command = [*shlex.split(args.distance), str(real), str(generated)]
-            printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-            return float(re.search(r"\d[\d.]*(e-?\d+)?", printed)[0])
+        def by_commands(real: Path, generated: Path) -> dict[str, float]:
+            found = {}
+            for i, line in enumerate(args.distance):
+                command = [*shlex.split(line), str(real), str(generated)]
+                printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+                # of two commands each has names of its own
+                found |= {
+                    name if name not in found else f"{name}-{i + 1}": value for name, value in read_distances(printed).items()
+                }
+            return found
 
-        return by_command
+        return by_commands
 
     import numpy as np
     import torch
 
-    from autoregressive_diffusion_pytorch.evaluation import distances, features_of, load_feature_network
+    from autoregressive_diffusion_pytorch.evaluation import Inception, distances, features_of, load_feature_network
 
-    network = load_feature_network(args.features, torch.device("cpu"))
+    network = Inception() if args.features == "inception" else load_feature_network(args.features)
 
-    def by_features(real: Path, generated: Path) -> float:
+    def by_features(real: Path, generated: Path) -> dict[str, float]:
         images = [torch.from_numpy(np.load(file)).permute(0, 3, 1, 2) / 255 for file in (real, generated)]
         features = [torch.cat([features_of(network, part)[0] for part in group.split(BATCH_SIZE)]) for group in images]
-        return distances(*features)["frechet_distance"]
+        return distances(*features)
 
     return by_features
+
+
+def read_distances(printed: str) -> dict[str, float]:
+    """What a command printed: the numbers of its last line by the names of its first, or the first number of all."""
+    number = r"-?\d[\d.]*(?:e-?\d+)?"
+    lines = printed.strip().splitlines()
+    names = lines[0].split()
+    values = lines[-1].split()[-len(names) :]
+    if len(lines) > 1 and len(names) == len(values) and all(re.fullmatch(number, value) for value in values):
+        return dict(zip(names, map(float, values), strict=True))
+    return dict(distance=float(re.search(number, printed)[0]))
 
 
 def save_real(images: Path, image_size: int, file: Path) -> None:
@@ -181,7 +193,9 @@ def plot(rows: list[dict], file: Path) -> None:
         curves = {}
         for row in rows:
             if row["configuration"] == name and row["sampling"]:
-                curves.setdefault(row["sampling"].split(",")[0], []).append((row["evaluations"], row["distance"]))
+                curves.setdefault(row["sampling"].split(",")[0], []).append(
+                    (row["evaluations"], next(iter(row["distances"].values())))
+                )
         for solver, points in curves.items():
             axis.plot(*zip(*sorted(points), strict=True), marker="o", markersize=4, label=solver)
         axis.set(title=name, xlabel="evaluations of the head's network for each token", xscale="log", yscale="log")
@@ -199,7 +213,7 @@ def main() -> None:
     parser.add_argument("set", choices=list(SETS), help="which configurations")
     parser.add_argument("--images", required=True, type=Path, metavar="FOLDER", help="images to train on")
     measure = parser.add_mutually_exclusive_group(required=True)
-    measure.add_argument("--distance", metavar="COMMAND", help="measures the distance of two files of images")
+    measure.add_argument("--distance", nargs="+", metavar="COMMAND", help="commands that measure distances of two files of images")
     measure.add_argument("--features", metavar="NETWORK", help="'inception', or a file: Fréchet distance in its features")
     parser.add_argument("--folder", required=True, type=Path, metavar="FOLDER", help="for the trained models and the results")
     parser.add_argument("--peer", type=Path, metavar="DIR", help="where version 0.4.0 is installed; without it, only ours")

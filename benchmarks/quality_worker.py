@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import shutil
 import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -57,19 +60,26 @@ class TimeIsUp(Exception):
 
 
 class UntilDeadline:
-    """A dataset that ends the training which reads it."""
+    """A dataset that ends the training which reads it, after minutes of its processor time: other work changes nothing."""
 
     def __init__(self, dataset):
         self.dataset = dataset
         self.deadline = 0.0
+        self.cores = int(os.environ["OMP_NUM_THREADS"])
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def __getitem__(self, index):
-        if time.monotonic() > self.deadline:
+        if time.process_time() > self.deadline:
             raise TimeIsUp
         return self.dataset[index]
+
+    def __getattr__(self, name: str):
+        return getattr(self.dataset, name)
+
+    def allow(self, minutes: float) -> None:
+        self.deadline = time.process_time() + 60 * minutes * self.cores
 
 
 def work_as_peer(configuration: Configuration, folder: Path, images: str) -> None:
@@ -88,26 +98,30 @@ def work_as_peer(configuration: Configuration, folder: Path, images: str) -> Non
         model, dataset=dataset, checkpoints_folder=folder, results_folder=folder, **never, **configuration.trainer
     )
     averages = dict(raw=model, averaged=trainer.ema_model.ema_model)
-    newest = newest_mark(folder)
-    if newest:  # its own checkpoints leave out the optimiser
-        saved = torch.load(folder / f"{newest:g}.pt", weights_only=True)
+
+    def load(minutes: float) -> None:  # its own checkpoints leave out the optimiser
+        saved = torch.load(folder / f"{minutes:g}.pt", weights_only=True)
         model.load_state_dict(saved["model"])
         trainer.ema_model.load_state_dict(saved["average"])
         trainer.optimizer.load_state_dict(saved["optimizer"])
 
+    if newest_mark(folder):
+        load(newest_mark(folder))
+
     def train(minutes: float) -> dict:
-        dataset.deadline = time.monotonic() + 60 * (minutes - newest_mark(folder))
-        try:
+        dataset.allow(minutes - newest_mark(folder))
+        with suppress(TimeIsUp):
             trainer()
-        except TimeIsUp:
-            pass
         state = dict(model=model, average=trainer.ema_model, optimizer=trainer.optimizer)
         torch.save({name: part.state_dict() for name, part in state.items()}, folder / f"{minutes:g}.pt")
         add_mark(folder, minutes, steps=int(trainer.ema_model.step))
         return {}
 
-    def draw(average: str, count: int, file: str) -> dict:
-        return _draw(averages[average], count, file)
+    def draw(minutes: float, average: str, count: int, file: str) -> dict:
+        load(minutes)
+        row = _draw(averages[average], count, file)
+        load(newest_mark(folder))
+        return row
 
     serve(train=train, draw=draw)
 
@@ -117,15 +131,16 @@ def work_as_ours(configuration: Configuration, folder: Path, images: str) -> Non
     import torch
     import variants
     from ema_pytorch.post_hoc_ema import KarrasEMA
+    from safetensors.torch import load_model
 
     import autoregressive_diffusion_pytorch as package
     from autoregressive_diffusion_pytorch.checkpoints import list_checkpoints, step_of
-    from autoregressive_diffusion_pytorch.image_trainer import best_precision
+    from autoregressive_diffusion_pytorch.modes import best_precision
 
     torch.manual_seed(configuration.seed)
-    dataset = package.ImageDataset(
-        images, configuration.image_size, labels_from_folders=configuration.labels, **configuration.dataset
-    )
+    options = dict(labels_from_folders=configuration.labels) | configuration.dataset
+    dataset = UntilDeadline(package.ImageDataset(images, configuration.image_size, **options))
+    dataset.allow(60.0)  # to be measured
     head_kwargs = {f"{configuration.head}_kwargs": configuration.head_kwargs}
     model = getattr(package, CLASSES[configuration.head])(
         model=SIZES | configuration.model | head_kwargs,
@@ -136,6 +151,7 @@ def work_as_ours(configuration: Configuration, folder: Path, images: str) -> Non
     )
     if configuration.variant:
         model = getattr(variants, configuration.variant)(model, dataset)
+    precision = configuration.precision or best_precision()
     newest = newest_mark(folder)
     for checkpoint in list_checkpoints(folder / "checkpoints"):
         if step_of(checkpoint) > marks_of(folder).get(newest, 0):
@@ -149,8 +165,8 @@ def work_as_ours(configuration: Configuration, folder: Path, images: str) -> Non
         num_samples=1,  # its grids are not needed
         log_with=None,
         resume=newest > 0,
-        accelerate_kwargs=dict(mixed_precision=configuration.precision or best_precision()),
-        **dict(save_results_every=10**9, checkpoint_every=10**9, keep_last=2) | configuration.trainer,
+        accelerate_kwargs=dict(mixed_precision=precision),
+        **dict(save_results_every=10**9, checkpoint_every=10**9, keep_last=None) | configuration.trainer,
     )
     if configuration.trainer_variant:
         getattr(variants, configuration.trainer_variant)(trainer)
@@ -172,20 +188,30 @@ def work_as_ours(configuration: Configuration, folder: Path, images: str) -> Non
     trainer.ema.update = update_all
 
     def train(minutes: float) -> dict:
-        trainer.max_minutes = minutes - newest_mark(folder)
-        trainer()
+        dataset.allow(minutes - newest_mark(folder))
+        with suppress(TimeIsUp):
+            trainer()
+        trainer.save()
         torch.save({name: other.state_dict() for name, other in others.items()}, others_file)
         add_mark(folder, minutes, steps=trainer.step)
         return {}
 
-    def draw(average: str, count: int, file: str, **sampling) -> dict:
+    def load(minutes: float) -> None:
+        checkpoint = folder / "checkpoints" / f"checkpoint.{marks_of(folder)[minutes]}"
+        load_model(averages[""], checkpoint / "model.safetensors")
+        load_model(model, checkpoint / "online.safetensors")
+
+    def draw(minutes: float, average: str, count: int, file: str, **sampling) -> dict:
         labels = None
         if configuration.labels:
             # each as often as among the real images
             labels = torch.tensor(dataset.targets)[torch.arange(count) * len(dataset) // count]
         steps = {name: sampling.get(name) for name in ("num_steps", "solver")}
         evaluations = averages[average].model.head.num_evaluations(**steps)
-        return _draw(averages[average], count, file, labels, **sampling) | dict(evaluations=evaluations)
+        load(minutes)
+        row = _draw(averages[average], count, file, labels, **dict(precision=precision) | sampling)
+        load(newest_mark(folder))
+        return row | dict(evaluations=evaluations)
 
     serve(train=train, draw=draw)
 
@@ -207,7 +233,11 @@ def _draw(model, count: int, file: str, labels=None, **kwargs) -> dict:
     return dict(seconds=seconds)
 
 
-# how far a configuration is, in its folder
+# what a configuration's folder holds
+
+
+def as_file_name(name: str) -> str:
+    return re.sub(r"[^\w.-]+", "-", name)
 
 
 def marks_of(folder: Path) -> dict[float, int]:

@@ -14,7 +14,7 @@ from PIL import Image
 from autoregressive_diffusion_pytorch import ImageAutoregressiveFlow, ImageTrainer
 from autoregressive_diffusion_pytorch.checkpoints import best_checkpoint, newest_checkpoint, read_manifest
 from autoregressive_diffusion_pytorch.cli import SIZES, main
-from autoregressive_diffusion_pytorch.image_trainer import best_precision
+from autoregressive_diffusion_pytorch.modes import best_precision
 from autoregressive_diffusion_pytorch.run_folder import read_config
 
 
@@ -57,12 +57,12 @@ def test_sampling_options_reach_the_sampler(call, monkeypatch):
     seen = {}
 
     def sample(model, batch_size, **options):
-        seen.update(options, dtype=next(model.parameters()).dtype)
+        seen.update(options)
         return torch.zeros(batch_size, 1, 8, 8)
 
     monkeypatch.setattr(ImageAutoregressiveFlow, "sample", sample)
     succeeded(call("sample", "runs/digits", "--count", 1))
-    assert (seen["solver"], seen["num_steps"], seen["compile"], seen["dtype"]) == (None, None, False, torch.float32)
+    assert (seen["solver"], seen["num_steps"], seen["compile"], seen["precision"]) == (None, None, False, best_precision())
     succeeded(
         call(
             "sample",
@@ -80,7 +80,7 @@ def test_sampling_options_reach_the_sampler(call, monkeypatch):
             "bf16",
         )
     )
-    assert (seen["solver"], seen["num_steps"], seen["compile"], seen["dtype"]) == ("heun", 3, True, torch.bfloat16)
+    assert (seen["solver"], seen["num_steps"], seen["compile"], seen["precision"]) == ("heun", 3, True, "bf16")
     assert seen["temperature"] == 0.5
 
 
@@ -92,7 +92,7 @@ def test_samples_in_bf16(call, tmp_path):
 
 def test_an_unknown_solver_is_told(call):
     succeeded(call("train", *TINY))
-    assert "solver must be one of 'euler'" in failed(call("sample", "runs/digits", "--solver", "rk4"))
+    assert "solver must be one of 'dpmpp_2m'" in failed(call("sample", "runs/digits", "--solver", "rk4"))
 
 
 def test_trains_on_a_folder(call, flowers, tmp_path):
@@ -175,8 +175,8 @@ def test_digits_with_labels(call, tmp_path):
 def test_labels_of_folders_by_name_and_number(call, labelled, drawn):
     for options, labels, guidance in (
         (["--label", "tulip", "--guidance", 3], [2, 2, 2, 2], 3),
-        (["--label", "rose", "--label", 0], [1, 1, 0, 0], 1),
-        ([], [0, 0, 1, 1, 2, 2], 1),
+        (["--label", "rose", "--label", 0], [1, 1, 0, 0], None),
+        ([], [0, 0, 1, 1, 2, 2], None),
         (["--guidance", 0], None, 0),
         (["--guidance", 0, "--guidance-schedule", "linear"], [0, 0, 1, 1, 2, 2], 0),
     ):
@@ -342,7 +342,7 @@ def test_a_damaged_image_is_named_or_left_out(call, flowers):
         succeeded(call("train", flowers, *TINY, *sizes, "--skip-damaged"))
 
 
-@pytest.mark.parametrize("command", [[], ["train"], ["resume"], ["sample"], ["complete"]])
+@pytest.mark.parametrize("command", [[], ["train"], ["resume"], ["sample"], ["complete"], ["evaluate"], ["tune"], ["export"]])
 def test_help_comes_fast_and_explains_every_option(command):
     code = (
         "import sys; from autoregressive_diffusion_pytorch.cli import main\n"
@@ -455,7 +455,7 @@ def test_exports_a_model_with_its_card(call, tmp_path, labels):
     assert result.stdout == "out/model\n"
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"model"}
     files = {path.name for path in (tmp_path / "out/model").iterdir()}
-    assert files == {"README.md", "config.json", "model.safetensors", "samples.png"}
+    assert files == {"README.md", "config.json", "generation.json", "model.safetensors", "samples.png"}
     card = ModelCard.load("out/model/README.md")
     assert card.data.library_name == "autoregressive-diffusion-pytorch"
     assert "![samples](samples.png)" in card.text

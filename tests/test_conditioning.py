@@ -6,7 +6,7 @@ import pytest
 import torch
 from helpers import STANDARD_ERRORS
 
-from autoregressive_diffusion_pytorch.conditioning import Conditioning, Guidance, guide
+from autoregressive_diffusion_pytorch.conditioning import Conditioning, GuidanceSchedule
 
 
 def both(**kwargs):
@@ -195,26 +195,20 @@ def test_bad_arguments(kwargs, message):
 
 
 def test_guidance_scales():
-    assert Guidance(3.0).scales(4).tolist() == [3, 3, 3, 3]
-    assert Guidance(3.0, "linear").scales(4).tolist() == [1.5, 2, 2.5, 3]
-    assert Guidance([1, 3], "linear").scales(2).tolist() == [[1, 2], [1, 3]]
-    assert Guidance(torch.tensor([1, 2])).scales(2).tolist() == [[1, 2], [1, 2]]
+    assert GuidanceSchedule(3.0).scales(4).tolist() == [3, 3, 3, 3]
+    assert GuidanceSchedule(3.0, "linear").scales(4).tolist() == [1.5, 2, 2.5, 3]
+    assert GuidanceSchedule([1, 3], "linear").scales(2).tolist() == [[1, 2], [1, 3]]
+    assert GuidanceSchedule(torch.tensor([1, 2])).scales(2).tolist() == [[1, 2], [1, 2]]
 
 
 def test_one_branch_is_enough_at_scales_0_and_1():
-    assert Guidance().is_conditional
-    assert Guidance([1.0, 1.0], "linear", (0.1, 1)).is_conditional
-    assert Guidance(0).is_unconditional
-    for guidance in (Guidance(2), Guidance([0, 1]), Guidance(0, "linear"), Guidance(0, interval=(0.1, inf))):
+    assert GuidanceSchedule().is_conditional
+    assert GuidanceSchedule([1.0, 1.0], "linear", (0.1, 1)).is_conditional
+    assert GuidanceSchedule(0).is_unconditional
+    for arguments in ((2,), ([0, 1],), (0, "linear"), (0, "constant", (0.1, inf))):
+        guidance = GuidanceSchedule(*arguments)
         assert not guidance.is_conditional
         assert not guidance.is_unconditional
-
-
-def test_guiding_moves_along_the_line_and_is_exact_at_its_ends():
-    unconditional, conditional = torch.randn(2, 1000)
-    torch.testing.assert_close(guide(unconditional, conditional, torch.tensor(3.0)), 3 * conditional - 2 * unconditional)
-    assert torch.equal(guide(unconditional, conditional, torch.tensor(1.0)), conditional)
-    assert torch.equal(guide(unconditional, conditional, torch.tensor(0.0)), unconditional)
 
 
 @pytest.mark.parametrize(
@@ -233,4 +227,4 @@ def test_guiding_moves_along_the_line_and_is_exact_at_its_ends():
 )
 def test_bad_guidance(arguments, message):
     with pytest.raises(ValueError, match=message):
-        Guidance(*arguments)
+        GuidanceSchedule(*arguments)

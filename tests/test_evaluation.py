@@ -19,6 +19,7 @@ from autoregressive_diffusion_pytorch.evaluation import (
     mean_and_standard_error,
     surprise,
 )
+from autoregressive_diffusion_pytorch.generation import GenerationSettings
 
 SMALL = dict(dim=16, depth=1, heads=2, dim_head=8, mlp_depth=1, mlp_width=16)
 FAST = dict(solver="midpoint", num_steps=2)
@@ -124,6 +125,8 @@ def test_too_few_images_for_distances():
         evaluate(small_model(), images(12), features=Network(), count=9)
     with pytest.raises(ValueError, match="dataset must be of at least 10 images for distances, got 9"):
         evaluate(small_model(), images(9), features=Network())
+    with pytest.raises(ValueError, match="dataset must be of at least 10 images for distances, got 9"):
+        evaluate(small_model(), images(9))
     with pytest.raises(ValueError, match="dataset must hold at least 2 images, got 1"):
         evaluate(small_model(), images(1))
 
@@ -159,7 +162,11 @@ def test_a_report_of_plain_numbers():
     assert report["curve"][0]["generated"] == report["generated"]
     fast = bits_per_dim(model, images(12), batch_size=8, solver="rk4", num_steps=2)
     assert report["curve"][2]["bits_per_dim"]["mean"] == fast.mean().item()
-    assert evaluate(model, images(12), **options).keys() == {"images", "bits_per_dim"}
+    # distances without a network, in which the network has no say
+    report_without = evaluate(model, images(12), count=11, **options)
+    assert report_without["generated"].keys() == {"count", "evaluations", "sliced_wasserstein"}
+    assert report_without["generated"].items() <= report["generated"].items()
+    assert evaluate(model, images(12), count=0, **options).keys() == {"images", "bits_per_dim"}
 
 
 def test_what_is_wrong_is_found_before_the_work(monkeypatch):
@@ -167,7 +174,7 @@ def test_what_is_wrong_is_found_before_the_work(monkeypatch):
     monkeypatch.setattr(model, "bits_per_dim", None)
     for options, message in (
         (dict(solver_kwargs=dict(solver="rk5")), "solver must be one of 'dopri5'"),
-        (dict(sample_kwargs=dict(solver="rk5")), "solver must be one of 'euler'"),
+        (dict(sample_kwargs=dict(solver="rk5")), "solver must be one of 'dpmpp_2m'"),
         (dict(sample_kwargs=dict(guidance_scale=2.0)), "guidance_scale other than 1 needs a model"),
         (dict(batch_size=0), "batch_size must be a whole number of at least 1, got 0"),
         (dict(evaluations=(4, 0)), r"evaluations\[1\] must be a whole number of at least 1, got 0"),
@@ -217,6 +224,20 @@ def test_labels_are_generated_as_often_as_they_are_in_the_dataset(monkeypatch):
     data = TensorDataset(images(12), torch.tensor([0] * 9 + [2] * 3))
     evaluate(model, data, features=Network(), count=20, solver_kwargs=FAST, sample_kwargs=dict(num_steps=1))
     assert seen == [[0] * 15 + [2] * 5]
+
+
+def test_a_report_is_of_the_model_s_generation_settings():
+    model = small_model()
+    options = dict(batch_size=8, solver_kwargs=FAST, evaluations=(6,))
+    asked = evaluate(model, images(12), sample_kwargs=dict(solver="heun", num_steps=3, temperature=0.5), **options)
+    model.generation = GenerationSettings(solver="heun", num_steps=3, temperature=0.5)
+    report = evaluate(model, images(12), **options)
+    assert report == asked
+    assert report["generated"]["evaluations"] == 4
+    # four steps: of another solver it would be six
+    assert report["curve"][0]["generated"]["evaluations"] == 6
+    of_euler = evaluate(model, images(12), sample_kwargs=dict(solver="euler"), **options)
+    assert of_euler["generated"]["evaluations"] == model.model.head.NUM_SAMPLE_STEPS["euler"]
 
 
 def test_an_exported_network_is_loaded(tmp_path):

@@ -5,15 +5,16 @@ import pytest
 import torch
 from PIL import Image
 
-from autoregressive_diffusion_pytorch.evaluation_plots import plot_curve, plot_surprise
+from autoregressive_diffusion_pytorch import evaluation_plots
+from autoregressive_diffusion_pytorch.evaluation_plots import plot_curve, plot_surprise, plot_tuning
 
 
-def point(evaluations, bits=None, distance=None):
+def point(evaluations, bits=None, distance=None, metric="frechet_distance"):
     point = dict(evaluations=evaluations)
     if bits is not None:
         point["bits_per_dim"] = dict(mean=bits, standard_error=0.1)
     if distance is not None:
-        point["generated"] = dict(frechet_distance=distance)
+        point["generated"] = {"sliced_wasserstein": 1.0, metric: distance}
     return point
 
 
@@ -25,6 +26,48 @@ def test_curves_with_and_without_distances(tmp_path):
     both, bits = Image.open(tmp_path / "new" / "both.png"), Image.open(tmp_path / "bits.png")
     assert both.width == 2 * bits.width
     assert list((tmp_path / "new").iterdir()) == [tmp_path / "new" / "both.png"]
+
+
+@pytest.fixture
+def lines(monkeypatch):
+    """The title of the vertical axis and the points of the first line, for each part of the last figure."""
+    drawn, save = {}, evaluation_plots._save
+
+    def record(figure, path):
+        drawn.clear()
+        for axis in (axis for axis in figure.axes if axis.lines):
+            drawn[axis.get_xlabel()] = (axis.get_ylabel(), [tuple(point) for point in axis.lines[0].get_xydata().tolist()])
+        save(figure, path)
+
+    monkeypatch.setattr(evaluation_plots, "_save", record)
+    return drawn
+
+
+@pytest.mark.parametrize(
+    ("metric", "title"), [("frechet_distance", "Fréchet distance"), ("sliced_wasserstein", "sliced Wasserstein distance")]
+)
+def test_a_curve_is_of_the_distance_that_there_is(tmp_path, lines, metric, title):
+    report = dict(bits_per_dim=dict(mean=4.4, standard_error=0.1, solver="dopri5"))
+    plot_curve(report | dict(curve=[point(4, 5.0, 3.0, metric), point(8, 4.5, 2.0, metric)]), tmp_path / "curve.png")
+    assert list(lines.values())[-1] == (f"{title} of generated images", [(4, 3), (8, 2)])
+
+
+def test_a_tuning_is_shown_around_the_settings_that_were_chosen(tmp_path, lines):
+    def row(context_guidance, temperature, distance):
+        return dict(context_guidance=context_guidance, temperature=temperature, num_steps=8, sliced_wasserstein=distance)
+
+    # the nearest by less than the margin is not chosen
+    rows = [row(1.5, 0.95, 2.0), row(1.5, 1.0, 2.01), row(2.0, 1.0, 3.0), row(1.0, 1.0, 4.0), row(1.0, 0.95, 5.0)]
+    settings = dict(context_guidance=1.5, temperature=1.0, num_steps=8, solver=None)
+    plot_tuning(dict(settings=settings, metric="sliced_wasserstein", rows=rows), tmp_path / "new" / "tune.png")
+    distance = "sliced Wasserstein distance"
+    assert lines == {
+        "context guidance": (distance, [(1, 4), (1.5, 2.01), (2, 3)]),
+        "temperature": (distance, [(0.95, 2), (1, 2.01)]),
+    }
+    assert list((tmp_path / "new").iterdir()) == [tmp_path / "new" / "tune.png"]
+    plot_tuning(dict(settings=settings, metric="sliced_wasserstein", rows=rows[1:2]), tmp_path / "one.png")
+    assert (tmp_path / "one.png").exists()
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 4])

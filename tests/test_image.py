@@ -6,8 +6,7 @@ import torch
 from helpers import ideal_head, record_steps, stir
 
 from autoregressive_diffusion_pytorch import ImageAutoregressiveDiffusion, ImageAutoregressiveFlow
-from autoregressive_diffusion_pytorch.autoregressive import CONTEXT_GUIDANCE
-from autoregressive_diffusion_pytorch.image import IMAGE_SAMPLE_STEPS, draw_images, patchify, unpatchify
+from autoregressive_diffusion_pytorch.image import draw_images, patchify, unpatchify
 
 models = pytest.mark.parametrize("model_class", [ImageAutoregressiveDiffusion, ImageAutoregressiveFlow])
 SMALL = dict(dim=16, depth=1, heads=2, dim_head=8, mlp_depth=1, mlp_width=16)
@@ -95,9 +94,9 @@ def test_training_noise_reaches_the_transformer_only_while_training(model_class,
 
 
 @models
-def test_guided_tokens_are_clamped_for_images_unless_told_otherwise(model_class):
+def test_drawn_tokens_are_clamped_for_images_unless_told_otherwise(model_class):
     model = small_model(model_class)
-    assert model.model.head.clamp_during_sampling == "guided"
+    assert model.model.head.clamp_during_sampling is True
     off = SMALL | {model.model.head_argument: dict(clamp_during_sampling=False, sigma_data=0.7)}
     head = small_model(model_class, model=off).model.head
     assert head.clamp_during_sampling is False
@@ -112,13 +111,13 @@ def test_images_take_few_steps_of_the_default_solver(model_class):
         head = small_model(model_class, model=SMALL | {name: head_kwargs}).model.head
         return head.num_evaluations(), head.num_evaluations(solver="dpmpp_2m")
 
-    few = IMAGE_SAMPLE_STEPS["dpmpp_2m"]
-    assert steps() == steps(solver="dpmpp_2m") == (few, few)
-    assert steps(num_sample_steps=7) == steps(num_sample_steps=dict(dpmpp_2m=7)) == (7, 7)
     own = small_model(model_class).model.head.NUM_SAMPLE_STEPS
+    few = own["dpmpp_2m"]
+    assert few < own["euler"]
+    assert steps() == steps(solver="dpmpp_2m") == (few, few)
+    assert steps(num_sample_steps=7) == (7, 7)
     assert steps(solver="euler") == (own["euler"], few)
-    if name == "diffusion_kwargs":
-        assert steps(S_churn=1.0) == (2 * own["heun"] - 1, few)
+    assert steps(S_churn=1.0) == (2 * own["heun"] - 2, few)
 
 
 @models
@@ -200,17 +199,19 @@ def test_one_scale_for_each_image(model_class):
 
 
 @models
-def test_image_models_draw_with_context_guidance(model_class):
+def test_image_models_can_draw_with_context_guidance(model_class):
     model = stir(small_model(model_class))
-    assert (model.model.context_drop_prob, model.model.context_guidance) == (0.1, CONTEXT_GUIDANCE)
+    assert model.model.context_drop_prob == 0.1
 
     def sample(**kwargs):
         return model.sample(2, generator=torch.Generator().manual_seed(0), **kwargs)
 
-    assert torch.equal(sample(), sample(context_guidance=CONTEXT_GUIDANCE))
-    assert not torch.allclose(sample(), sample(context_guidance=1.0), atol=1e-2)
-    without = small_model(model_class, model=SMALL | dict(context_drop_prob=0.0)).model
-    assert (without.context_drop_prob, without.context_guidance) == (0.0, 1.0)
+    assert torch.equal(sample(), sample(context_guidance=1.0))
+    assert not torch.allclose(sample(), sample(context_guidance=2.0), atol=1e-2)
+    without = small_model(model_class, model=SMALL | dict(context_drop_prob=0.0))
+    assert without.model.context_drop_prob == 0
+    with pytest.raises(ValueError, match="context_guidance other than 1 needs"):
+        without.sample(context_guidance=2.0)
 
 
 @models
@@ -218,12 +219,11 @@ def test_models_saved_before_there_was_context_guidance(model_class, tmp_path):
     model = small_model(model_class, model=SMALL | dict(context_drop_prob=0.0))
     model.save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
-    for name in ("context_drop_prob", "context_guidance"):
-        del config["model"][name]
+    del config["model"]["context_drop_prob"]
     (tmp_path / "config.json").write_text(json.dumps(config))
     loaded = model_class.from_pretrained(tmp_path)
+    assert loaded.model.context_drop_prob == 0
     assert loaded.config == model.config
-    assert loaded.model.context_guidance == 1
 
 
 @models

@@ -175,15 +175,58 @@ def model_kwargs(model):
     return dict(decoder_kwargs=model.config["model"]["decoder_kwargs"])
 
 
+def test_the_scale_of_the_data_is_measured_before_the_training(tmp_path, monkeypatch):
+    dataset = Augmented()
+    scales = []
+    for i, seed in enumerate((3, 3, 4)):
+        trainer = make_trainer(tmp_path / str(i), small_model(num_classes=3), dataset, seed=seed)
+        scales.append(trainer.unwrapped_model.model.head.sigma_data.item())
+        assert trainer.ema.ema_model.model.head.sigma_data == scales[-1]
+        torch.rand(3)  # what was drawn before has no say
+    assert scales[0] == scales[1] != scales[2]
+    images = torch.stack([image for image, _ in dataset])
+    assert scales[0] == pytest.approx((2 * images - 1).std().item(), rel=0.1)
+
+    # evenly spread ones of many
+    monkeypatch.setattr("autoregressive_diffusion_pytorch.image_trainer.MEASURED_IMAGES", 4)
+    trainer = make_trainer(tmp_path / "many", images=dataset.images)
+    torch.testing.assert_close(trainer.unwrapped_model.model.head.sigma_data, (2 * dataset.images[::3] - 1).std())
+    trainer()
+    # it is that of the whole training
+    resumed = make_trainer(tmp_path / "many", images=0.1 * dataset.images, num_train_steps=5, resume=True)
+    resumed()
+    assert resumed.unwrapped_model.model.head.sigma_data == trainer.unwrapped_model.model.head.sigma_data
+    # and not measured where it is given
+    own = make_trainer(tmp_path / "own", small_model(flow_kwargs=dict(sigma_data=0.7)))
+    assert own.unwrapped_model.model.head.sigma_data == pytest.approx(0.7)
+
+
+@pytest.mark.parametrize(
+    ("mixed", "own", "expected"), [("no", {}, None), ("bf16", {}, "bf16"), ("bf16", dict(precision="no"), "no")]
+)
+def test_grids_are_drawn_in_the_precision_of_the_training(tmp_path, monkeypatch, mixed, own, expected):
+    seen, sample = [], ImageAutoregressiveFlow.sample
+
+    def record(model, *args, **kwargs):
+        seen.append((kwargs.get("precision"), next(model.parameters()).dtype))
+        return sample(model, *args, **kwargs)
+
+    monkeypatch.setattr(ImageAutoregressiveFlow, "sample", record)
+    trainer = make_trainer(tmp_path, num_train_steps=1, sample_kwargs=own, accelerate_kwargs=dict(cpu=True, mixed_precision=mixed))
+    trainer()
+    assert seen == [(expected, torch.float32)]
+    # a model of one's own need not know of precisions
+    make_trainer(tmp_path / "own", Constant(), num_train_steps=1, accelerate_kwargs=dict(cpu=True, mixed_precision=mixed))()
+
+
 def test_the_seed_makes_the_run(tmp_path):
-    model = small_model()
-    first, second, third = (
-        make_trainer(tmp_path / str(i), copy.deepcopy(model), Augmented().images, seed=seed) for i, seed in enumerate((3, 3, 4))
-    )
-    for trainer in (first, second, third):
-        trainer.dataset = first.dataset
-        trainer()
+    model, dataset = small_model(), Augmented()
+    trainers = []
+    for i, seed in enumerate((3, 3, 4)):
+        trainers.append(make_trainer(tmp_path / str(i), copy.deepcopy(model), dataset.images, seed=seed))
+        trainers[-1]()
         torch.rand(3)
+    first, second, third = trainers
     assert same_bits(first, second)
     assert not same_bits(first, third)
 

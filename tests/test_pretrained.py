@@ -22,7 +22,7 @@ MODELS = [
     (AutoregressiveFlow, SMALL | dict(max_seq_len=4, model_output_clean=False, decoder_kwargs=dict(rotary_pos_emb=True))),
     (ImageAutoregressiveDiffusion, dict(image_size=(4, 8), patch_size=4, channels=1, model=SMALL)),
     (ImageAutoregressiveFlow, dict(image_size=8, patch_size=4, model=SMALL | dict(flow_kwargs=dict(num_sample_steps=3)))),
-    (AutoregressiveFlow, SMALL | dict(max_seq_len=4, flow_kwargs=dict(num_sample_steps=dict(dpmpp_2m=5, euler=2)))),
+    (AutoregressiveFlow, SMALL | dict(max_seq_len=4, flow_kwargs=dict(solver="euler", num_sample_steps=2))),
 ]
 
 
@@ -30,7 +30,7 @@ MODELS = [
 def test_a_saved_model_comes_back(model_class, kwargs, tmp_path, capsys):
     model = stir(model_class(**kwargs))
     model.save_pretrained(tmp_path)
-    assert {"config.json", "model.safetensors"} <= {path.name for path in tmp_path.iterdir()}
+    assert {"config.json", "generation.json", "model.safetensors"} <= {path.name for path in tmp_path.iterdir()}
 
     loaded = model_class.from_pretrained(tmp_path)
     assert capsys.readouterr().out == ""
@@ -49,7 +49,7 @@ def test_the_configuration_holds_the_defaults():
     assert config["diffusion_kwargs"]["sigma_max"] == 80.0
     config = ImageAutoregressiveDiffusion(image_size=8, patch_size=4, model=SMALL).config
     assert config["channels"] == 3
-    assert config["model"]["diffusion_kwargs"]["clamp_during_sampling"] == "guided"
+    assert config["model"]["diffusion_kwargs"]["clamp_during_sampling"] is True
     assert not {"max_seq_len", "dim_input"} & config["model"].keys()
 
 
@@ -106,7 +106,7 @@ def test_pushes_to_the_hub_what_it_saves(monkeypatch, tmp_path):
     monkeypatch.setattr(HfApi, "upload_folder", upload_folder)
     model = AutoregressiveFlow(**SMALL, max_seq_len=4)
     model.push_to_hub("someone/tokens")
-    assert uploads == {"someone/tokens": ["README.md", "config.json", "model.safetensors"]}
+    assert uploads == {"someone/tokens": ["README.md", "config.json", "generation.json", "model.safetensors"]}
     Image.new("L", (3, 3)).save(tmp_path / "grid.png")
     model.push_to_hub("someone/tokens", model_card_kwargs=dict(grid=tmp_path / "grid.png"))
-    assert uploads == {"someone/tokens": ["README.md", "config.json", "model.safetensors", "samples.png"]}
+    assert uploads == {"someone/tokens": ["README.md", "config.json", "generation.json", "model.safetensors", "samples.png"]}

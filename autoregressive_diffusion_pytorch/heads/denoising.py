@@ -1,8 +1,8 @@
 """What heads that denoise share: the loss, the sampler with its guidance, and the likelihood.
 
 A head is told by its path from token to noise, `x_t = alpha · token + sigma_t · noise`, and by the distribution of its noise levels
-in training. All else is the same for both: the preconditioning of Karras et al. 2022 (https://arxiv.org/abs/2206.00364), whose Table 1
-and equations are cited below, for which only the noise level `sigma = sigma_t / alpha` counts.
+in training. All else is the same for both: the preconditioning of Karras et al. 2022 (https://arxiv.org/abs/2206.00364), whose
+Table 1 and equations are cited below, for which only the noise level `sigma = sigma_t / alpha` counts.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from functools import partial
-from math import inf
+from math import inf, nan
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -100,11 +100,19 @@ class DenoisingHead(Head):
     def config(self) -> dict:
         return super().config | dict(sigma_data=self.sigma_data.item() if self.is_measured else None)
 
+    def _save_to_state_dict(self, destination: dict, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if not self.is_measured:  # nor is it where these weights go
+            destination[f"{prefix}sigma_data"] = torch.full_like(self.sigma_data, nan)
+
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args) -> None:
+        name = f"{prefix}sigma_data"
         # weights of version 1.0.0, whose sigma_data is an argument alone, have no such entry
-        state_dict.setdefault(f"{prefix}sigma_data", self.sigma_data)
+        if name not in state_dict or not state_dict[name].isnan():
+            self.is_measured = True
+        if name not in state_dict or state_dict[name].isnan():
+            state_dict[name] = self.sigma_data
         super()._load_from_state_dict(state_dict, prefix, *args)
-        self.is_measured = True
 
     @torch.no_grad()
     def measure(self, tokens: Tensor) -> None:
@@ -234,10 +242,16 @@ class DenoisingHead(Head):
             tokens = solve(denoise, noise)
             return tokens.clamp(-1, 1) if self.clamp_during_sampling else tokens
 
+        def run_ahead(
+            modulations: Tensor, scales: Sequence[Tensor], intervals: Sequence[tuple[float, float]], noises: Sequence[Tensor]
+        ) -> Tensor:
+            noises = iter(noises)
+            return run(modulations, scales, intervals, lambda: next(noises))
+
         run_compiled = None
         if compile:
             cuda = self.net.proj_in.weight.device.type == "cuda"
-            run_compiled = compiled(run, fullgraph=True, dynamic=False, mode="reduce-overhead" if cuda else None)
+            run_compiled = compiled(run_ahead, fullgraph=True, dynamic=False, mode="reduce-overhead" if cuda else None)
 
         @torch.no_grad()
         def draw(z: Tensor, guidance: Sequence[Guidance] = ()) -> Tensor:
@@ -256,8 +270,8 @@ class DenoisingHead(Head):
                 if not (run_compiled and time_modulations):  # a compiled program has its times' modulations before it starts
                     return run(modulations, scales, intervals, noise)
                 # and its noise; and a captured graph writes every result to the same place
-                ahead = [noise() for _ in range(num_steps if self.S_churn > 0 and solver == "heun" else 1)]
-                return run_compiled(modulations, scales, intervals, iter(ahead).__next__).clone()
+                noises = [noise() for _ in range(num_steps if self.S_churn > 0 and solver == "heun" else 1)]
+                return run_compiled(modulations, scales, intervals, noises).clone()
 
         return draw
 
@@ -265,14 +279,18 @@ class DenoisingHead(Head):
         """The modulations of a condition (… dim) and of others: (k … m w)."""
         for other in others:
             if other.shape not in (z.shape[-1:], z.shape):
-                raise ValueError(f"the z of a guidance must be of shape {tuple(z.shape[-1:])} or {tuple(z.shape)}, got {tuple(other.shape)}")
+                raise ValueError(
+                    f"the z of a guidance must be of shape {tuple(z.shape[-1:])} or {tuple(z.shape)}, got {tuple(other.shape)}"
+                )
         if not others:
             return self.net.modulate_cond(z).unsqueeze(0)
         # in one product: for few tokens, to read its weights is most of the work
         rows = [given.reshape(-1, z.shape[-1]) for given in (z, *others)]
         parts = self.net.modulate_cond(torch.cat(rows)).split([len(part) for part in rows])
-        return torch.stack([part.expand_as(parts[0]) for part in parts]).unflatten(1, z.shape[:-1] or (1,)).view(
-            len(rows), *z.shape[:-1], *parts[0].shape[1:]
+        return (
+            torch.stack([part.expand_as(parts[0]) for part in parts])
+            .unflatten(1, z.shape[:-1] or (1,))
+            .view(len(rows), *z.shape[:-1], *parts[0].shape[1:])
         )
 
     def num_evaluations(self, num_steps: int | None = None, solver: str | None = None) -> int:

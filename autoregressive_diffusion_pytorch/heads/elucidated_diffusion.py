@@ -24,8 +24,8 @@ class ElucidatedDiffusion(DenoisingHead):
     Args:
         P_mean, P_std: mean and standard deviation of ln(sigma) in training. The mean is that of Karras et al. 2024 for latents
             (https://arxiv.org/abs/2312.02696): with the -1.2 of 2022, for whole images, patches of images get worse.
-        sigma_min, sigma_max: the noise levels that the likelihood reaches from and to: a token counts as one with noise of the lowest,
-            as the network knows no lower one. The sampler has levels of its own (`karras_schedule`).
+        sigma_min, sigma_max: the noise levels that the likelihood reaches from and to: a token counts as one with noise of the
+            lowest, as the network knows no lower one. The sampler has levels of its own (`karras_schedule`).
 
     Further arguments as of `DenoisingHead`.
     """

@@ -36,9 +36,9 @@ class Guidance(NamedTuple):
 def guide(conditional: Tensor, other: Tensor, scale: Tensor, sigma_data: float) -> Tensor:
     """other + scale · (conditional - other), but not longer than both of them and `LONGEST` typical tokens: (… d).
 
-    Ho & Salimans 2022, eq. 6, whose w is `scale - 1`; exact at scales 0 and 1. A guided token is read by the transformer again, which
-    the next token is guided further along: without a bound, sequences grow without one. Bounds on the length are known from Lin et
-    al. 2023 (https://arxiv.org/abs/2305.08891, section 3.4); this one leaves alone what is not longer than tokens are.
+    Ho & Salimans 2022, eq. 6, whose w is `scale - 1`; exact at scales 0 and 1. A guided token is read by the transformer again,
+    which the next token is guided further along: without a bound, sequences grow without one. Bounds on the length are known from
+    Lin et al. 2023 (https://arxiv.org/abs/2305.08891, section 3.4); this one leaves alone what is not longer than tokens are.
 
     Args:
         sigma_data: the standard deviation of tokens' entries: a typical token is sqrt(d) times as long.

@@ -23,6 +23,9 @@ class Head(Module, ABC):
         """The constructor's arguments, but for the network: a head keeps each under its own name."""
         return {name: getattr(self, name) for name in list(inspect.signature(type(self)).parameters)[1:]}
 
+    def measure(self, tokens: Tensor) -> None:
+        """Learns from tokens (… d) what a head must know of the data's scale before it is trained, if anything."""
+
     @abstractmethod
     def forward(self, tokens: Tensor, z: Tensor) -> Tensor:
         """The loss of each token, `(… d), (… dim) -> (…)`."""

@@ -1,0 +1,142 @@
+"""Which generation settings draw a model's best images: draws with several, and compares them with real images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+from tqdm import tqdm
+
+from autoregressive_diffusion_pytorch.checks import check_positive_int
+from autoregressive_diffusion_pytorch.evaluation import FeatureNetwork, check_distances, dataset_batch, distances, features_of
+from autoregressive_diffusion_pytorch.generation import GenerationSettings
+from autoregressive_diffusion_pytorch.image import ImageAutoregressive, draw_images
+from autoregressive_diffusion_pytorch.sliced_wasserstein import patches_per_image, pyramid_patches, sliced_wasserstein
+
+# the values that are tried of each setting, in this order; of the first two only those that a model has learned something for
+AXES = dict(
+    context_guidance=(1.0, 1.1, 1.25, 1.5, 2.0, 2.5, 3.0),
+    guidance_scale=(1.0, 1.25, 1.5, 2.0, 3.0),
+    temperature=(0.9, 0.95, 1.0, 1.05),
+    num_steps=(8, 16),
+)
+ROUNDS = 2  # over all settings: the best value of one depends on the others
+MARGIN = 0.01  # by which a setting must be better than one that is nearer to the learned distribution, or cheaper
+
+
+@dataclass
+class Tuning:
+    """What `tune` found.
+
+    Attributes:
+        settings: the best ones.
+        metric: the name of the distance that decided.
+        rows: for each of the settings that were tried, its values by name, and its distances.
+        floor: the distances of one half of the real images to the other.
+    """
+
+    settings: GenerationSettings
+    metric: str
+    rows: list[dict]
+    floor: dict[str, float]
+
+
+def axes_of(model: ImageAutoregressive) -> dict[str, Sequence]:
+    """The values to try of each setting, for a model."""
+    sequences = model.model
+    axes = dict(AXES)
+    if sequences.context_drop_prob == 0:
+        del axes["context_guidance"]
+    if not sequences.conditioning.is_conditional or sequences.conditioning.cond_drop_prob == 0:
+        del axes["guidance_scale"]
+    return axes
+
+
+def tune(
+    model: ImageAutoregressive,
+    dataset: Dataset,
+    *,
+    count: int | None = None,
+    features: FeatureNetwork | None = None,
+    axes: dict[str, Sequence] | None = None,
+    batch_size: int = 64,
+    seed: int = 0,
+    progress: bool = False,
+    **sample_kwargs,
+) -> Tuning:
+    """Looks for the generation settings whose images are nearest to those of a dataset, one setting after the other.
+
+    The same noise is drawn with all settings, so that small differences show. Set `model.generation` to the result's `settings` to
+    draw with them.
+
+    Args:
+        dataset: of images (c h w) with values in [0, 1], or of pairs of an image and its label; best not those trained on.
+        count: images to draw with each of the settings; by default as many as the dataset has, from 500 to 2,000.
+        features: the network in whose features the Fréchet distance decides, with precision and recall beside it. By default the
+            sliced Wasserstein distance decides, which needs none: it sees contrast, detail and layout, but not what is shown.
+        axes: the values to try by the name of the setting, instead of `AXES`.
+        sample_kwargs: further arguments of `sample`, such as `precision`.
+    """
+    count = min(max(len(dataset), 500), 2000) if count is None else count
+    check_positive_int(count=count, batch_size=batch_size)
+    check_distances("half of the dataset", len(dataset) // 2, features)
+    check_distances("count", count, features)
+    axes = axes_of(model) if axes is None else axes
+    device = next(model.parameters()).device
+    real, labels = dataset_batch(dataset, range(len(dataset)))
+    model.check_images(real)
+    if labels is not None:
+        labels = labels[torch.arange(count) * len(labels) // count]
+    model.stream(labels=None if labels is None else labels[:1], **sample_kwargs)  # what is wrong is found before the work
+
+    def seen(images: Tensor) -> tuple[list[Tensor], Tensor | None]:
+        images = (images * 255).round() / 255  # 8-bit values, as files have
+        patches = pyramid_patches(images, patches_per_image(len(images)), torch.Generator().manual_seed(seed))
+        return patches, None if features is None else features_of(features, images, device=device)[0]
+
+    def compared(real: tuple, other: tuple) -> dict[str, float]:
+        by_level = sliced_wasserstein(real[0], other[0], seed)
+        found = dict(sliced_wasserstein=sum(by_level) / len(by_level))
+        return found if features is None else found | distances(real[1], other[1])
+
+    metric = "sliced_wasserstein" if features is None else "frechet_distance"
+    of_real = seen(real)
+    rows: dict[tuple, dict] = {}
+    best = GenerationSettings()
+    previous = model.generation
+    bar = tqdm(total=1 + sum(len(values) - 1 for values in axes.values()), desc="settings", disable=not progress)
+
+    def measure(settings: GenerationSettings) -> float:
+        key = tuple(getattr(settings, name) for name in axes)
+        if key not in rows:
+            model.generation = settings
+            images = draw_images(model, count, batch_size=batch_size, seed=seed, labels=labels, **sample_kwargs)
+            rows[key] = dict(zip(axes, key, strict=True)) | compared(of_real, seen(images))
+            bar.total = max(bar.total, len(rows))
+            bar.update()
+            bar.set_postfix_str(f"{metric.replace('_', ' ')} {rows[key][metric]:.4g}")
+        return rows[key][metric]
+
+    try:
+        own_steps = model.model.head.steps_and_solver()[0]
+        if "num_steps" in axes:
+            best = replace(best, num_steps=own_steps)
+        lowest = measure(best)
+        for _ in range(ROUNDS):
+            for name, values in axes.items():
+                start = best
+                for value in values:
+                    candidate = replace(start, **{name: value})
+                    distance = measure(candidate)
+                    if distance < lowest * (1 - MARGIN):
+                        best, lowest = candidate, distance
+    finally:
+        model.generation = previous
+        bar.close()
+    if best.num_steps == own_steps:
+        best = replace(best, num_steps=None)
+    floor = compared(seen(real[::2]), seen(real[1::2]))
+    return Tuning(best, metric, sorted(rows.values(), key=lambda row: row[metric]), floor)

@@ -1,0 +1,59 @@
+"""Benchmarks are run by hand, so here it is made sure that each of them can start, and reads what others print."""
+
+import importlib
+import sys
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).parents[1] / "benchmarks"
+SCRIPTS = sorted(path.stem for path in FOLDER.glob("*.py"))
+
+
+@pytest.fixture
+def benchmark(monkeypatch):
+    if not FOLDER.is_dir():
+        pytest.skip("the benchmarks are not part of a source distribution")
+    monkeypatch.syspath_prepend(str(FOLDER))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    yield importlib.import_module
+    for name in SCRIPTS:
+        sys.modules.pop(name, None)
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_a_benchmark_can_start(benchmark, name, monkeypatch):
+    script = benchmark(name)
+    if "argparse" in vars(script):
+        monkeypatch.setattr(sys, "argv", [name, "--help"])
+        with pytest.raises(SystemExit) as ended:
+            script.main()
+        assert ended.value.code == 0
+
+
+def test_configurations_have_names_of_their_own(benchmark):
+    configurations = benchmark("configurations")
+    as_file_name = benchmark("quality_worker").as_file_name
+    for rows in configurations.SETS.values():
+        assert len({as_file_name(row.name) for row in rows}) == len(rows)
+
+
+def test_every_row_of_the_ablations_makes_a_model(benchmark):
+    from autoregressive_diffusion_pytorch import ImageAutoregressiveDiffusion, ImageAutoregressiveFlow
+
+    classes = dict(diffusion=ImageAutoregressiveDiffusion, flow=ImageAutoregressiveFlow)
+    for row in benchmark("configurations").SETS["ablations"]:
+        model = dict(dim=32, depth=1) | row.model | {f"{row.head}_kwargs": row.head_kwargs}
+        classes[row.head](model=model, image_size=32, patch_size=row.patch_size, **row.image)
+
+
+@pytest.mark.parametrize(
+    ("printed", "expected"),
+    [
+        ("frechet 1.25  (10 against 20 images)\nfloor   0.04  (the two halves)\n", dict(distance=1.25)),
+        ("   frechet  recall\nfloor  133.1  0.79\nsamples.npy  802.5  -0.01\n", dict(frechet=802.5, recall=-0.01)),
+        ("3.5e-2", dict(distance=0.035)),
+    ],
+)
+def test_distances_that_commands_print(benchmark, printed, expected):
+    assert benchmark("quality").read_distances(printed) == expected
