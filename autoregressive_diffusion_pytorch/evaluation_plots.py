@@ -51,7 +51,7 @@ def plot_tuning(report: dict, path: Path) -> None:
     """The report of a tuning: for each setting the distance by its values, the others being those that were chosen."""
     rows, metric = report["rows"], report["metric"]
     names = [name for name in rows[0] if len({row[name] for row in rows}) > 1 and name in SETTINGS]
-    best = next(row for row in rows if all(row[name] == report["settings"][name] for name in SETTINGS if name in row))
+    best = report["chosen"]
     figure, axes = _figure(max(len(names), 1), width=3.6 * max(len(names), 1), height=3.4)
     for axis, name in zip(axes, names, strict=False):
         alike = [row for row in rows if all(row[other] == best[other] for other in SETTINGS if other != name and other in row)]

@@ -34,13 +34,15 @@ class Tuning:
     Attributes:
         settings: the best ones.
         metric: the name of the distance that decided.
-        rows: for each of the settings that were tried, its values by name, and its distances.
+        rows: for each of the settings that were tried, its values by name, and its distances; the nearest first.
+        chosen: the row of the best ones: of those hardly further than the nearest the plainest.
         floor: the distances of one half of the real images to the other.
     """
 
     settings: GenerationSettings
     metric: str
     rows: list[dict]
+    chosen: dict
     floor: dict[str, float]
 
 
@@ -136,7 +138,8 @@ def tune(
     finally:
         model.generation = previous
         bar.close()
+    chosen = rows[tuple(getattr(best, name) for name in axes)]
     if best.num_steps == own_steps:
         best = replace(best, num_steps=None)
     floor = compared(seen(real[::2]), seen(real[1::2]))
-    return Tuning(best, metric, sorted(rows.values(), key=lambda row: row[metric]), floor)
+    return Tuning(best, metric, sorted(rows.values(), key=lambda row: row[metric]), chosen, floor)

@@ -224,7 +224,7 @@ def found(monkeypatch):
 
     def fake(model, dataset, **kwargs):
         seen.update(kwargs, dataset=dataset)
-        return tuning.Tuning(settings, "sliced_wasserstein", rows, dict(sliced_wasserstein=1.0))
+        return tuning.Tuning(settings, "sliced_wasserstein", rows, rows[0], dict(sliced_wasserstein=1.0))
 
     monkeypatch.setattr(tuning, "tune", fake)
     return settings, seen

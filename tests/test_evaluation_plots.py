@@ -58,15 +58,14 @@ def test_a_tuning_is_shown_around_the_settings_that_were_chosen(tmp_path, lines)
 
     # the nearest by less than the margin is not chosen
     rows = [row(1.5, 0.95, 2.0), row(1.5, 1.0, 2.01), row(2.0, 1.0, 3.0), row(1.0, 1.0, 4.0), row(1.0, 0.95, 5.0)]
-    settings = dict(context_guidance=1.5, temperature=1.0, num_steps=8, solver=None)
-    plot_tuning(dict(settings=settings, metric="sliced_wasserstein", rows=rows), tmp_path / "new" / "tune.png")
+    plot_tuning(dict(chosen=rows[1], metric="sliced_wasserstein", rows=rows), tmp_path / "new" / "tune.png")
     distance = "sliced Wasserstein distance"
     assert lines == {
         "context guidance": (distance, [(1, 4), (1.5, 2.01), (2, 3)]),
         "temperature": (distance, [(0.95, 2), (1, 2.01)]),
     }
     assert list((tmp_path / "new").iterdir()) == [tmp_path / "new" / "tune.png"]
-    plot_tuning(dict(settings=settings, metric="sliced_wasserstein", rows=rows[1:2]), tmp_path / "one.png")
+    plot_tuning(dict(chosen=rows[1], metric="sliced_wasserstein", rows=rows[1:2]), tmp_path / "one.png")
     assert (tmp_path / "one.png").exists()
 
 
