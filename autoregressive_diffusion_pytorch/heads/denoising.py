@@ -25,7 +25,7 @@ from autoregressive_diffusion_pytorch.likelihood import DensitySolver, FlowToNoi
 from autoregressive_diffusion_pytorch.modes import evaluating
 from autoregressive_diffusion_pytorch.solvers import SOLVERS, Noise, karras_schedule, num_evaluations
 
-SIGMA_DATA = 0.5  # until it is measured
+SIGMA_DATA = 0.5  # of a head that is not trained yet
 
 
 class NoiseDraw(NamedTuple):
@@ -93,24 +93,31 @@ class DenoisingHead(Head):
         self.S_noise = S_noise
         self.clamp_during_sampling = clamp_during_sampling
         self.num_noise_draws = num_noise_draws
-        self.register_buffer("sigma_data", torch.tensor(SIGMA_DATA if sigma_data is None else float(sigma_data)))
-        self.is_measured = sigma_data is not None  # by the user, who knows
+        # a buffer, so that it goes where the weights go; not a number until it is known
+        self.register_buffer("sigma_data", torch.tensor(nan if sigma_data is None else float(sigma_data)))
+        self._is_measured = False
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether `sigma_data` is known: given, measured, or loaded with the weights."""
+        if not self._is_measured:
+            self._is_measured = not self.sigma_data.isnan().item()
+        return self._is_measured
+
+    @property
+    def scale(self) -> float:
+        """`sigma_data` as a number, `SIGMA_DATA` until it is known."""
+        return self.sigma_data.item() if self.is_measured else SIGMA_DATA
 
     @property
     def config(self) -> dict:
         return super().config | dict(sigma_data=self.sigma_data.item() if self.is_measured else None)
 
-    def _save_to_state_dict(self, destination: dict, prefix: str, keep_vars: bool) -> None:
-        super()._save_to_state_dict(destination, prefix, keep_vars)
-        if not self.is_measured:  # nor is it where these weights go
-            destination[f"{prefix}sigma_data"] = torch.full_like(self.sigma_data, nan)
-
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args) -> None:
         name = f"{prefix}sigma_data"
-        # weights of version 1.0.0, whose sigma_data is an argument alone, have no such entry
-        if name not in state_dict or not state_dict[name].isnan():
-            self.is_measured = True
-        if name not in state_dict or state_dict[name].isnan():
+        # weights of version 1.0.0 have no such entry: there it was an argument alone
+        state_dict.setdefault(name, torch.tensor(self.scale))
+        if state_dict[name].isnan():
             state_dict[name] = self.sigma_data
         super()._load_from_state_dict(state_dict, prefix, *args)
 
@@ -120,7 +127,6 @@ class DenoisingHead(Head):
         if not self.is_measured and tokens.numel() > 1:
             std = tokens.float().std()
             self.sigma_data.copy_(torch.where(std > 0, std, self.sigma_data))
-            self.is_measured = True
 
     def _apply(self, *args, **kwargs) -> DenoisingHead:
         # follows the weights to their device, but is never rounded with them
@@ -154,20 +160,21 @@ class DenoisingHead(Head):
         """The loss of each token, `(… d), (… dim) -> (…)`, averaged over the token's width and the noise draws."""
         if self.training:
             self.measure(tokens)
+        sigma_data = self.sigma_data if self.is_measured else SIGMA_DATA
         tokens = tokens.expand(self.num_noise_draws, *tokens.shape)
         # noise levels and weights span orders of magnitude: never below single precision
         tokens = tokens.to(torch.promote_types(tokens.dtype, torch.float32))
-        alpha, sigma, time, weight = self.draw_noise_levels(tokens[..., :1])
+        alpha, sigma, time, weight = self.draw_noise_levels(tokens[..., :1], sigma_data)
         modulation = self.net.modulate(time.squeeze(-1), z)
         noise = torch.randn_like(tokens)
-        output = self.output(alpha * tokens + sigma * noise, alpha, sigma, modulation, self.sigma_data)
+        output = self.output(alpha * tokens + sigma * noise, alpha, sigma, modulation, sigma_data)
         # eq. 8, by F: the square error of the denoised token is c_out² times that of F
-        std = self.std(alpha, sigma, self.sigma_data)
-        target = (sigma / self.sigma_data * tokens - alpha * self.sigma_data * noise) / std
+        std = self.std(alpha, sigma, sigma_data)
+        target = (sigma / sigma_data * tokens - alpha * sigma_data * noise) / std
         return (weight * (output - target).square()).mean(dim=(0, -1))
 
     @abstractmethod
-    def draw_noise_levels(self, like: Tensor) -> NoiseDraw:
+    def draw_noise_levels(self, like: Tensor, sigma_data: Tensor | float) -> NoiseDraw:
         """Points of the path for training, of the shape of `like`."""
 
     @abstractmethod
@@ -219,7 +226,7 @@ class DenoisingHead(Head):
         num_steps, solver = self.steps_and_solver(num_steps, solver)
         if not 0 <= temperature < inf:
             raise ValueError(f"temperature must be at least 0 and finite, got {temperature}")
-        sigma_data = self.sigma_data.item()
+        sigma_data = self.scale
         sigmas = karras_schedule(num_steps, sigma_data, self.rho)
         solve = partial(SOLVERS[solver], sigmas=sigmas)
         if solver == "heun":

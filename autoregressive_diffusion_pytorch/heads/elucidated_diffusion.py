@@ -70,7 +70,7 @@ class ElucidatedDiffusion(DenoisingHead):
         self.P_mean = P_mean
         self.P_std = P_std
 
-    def draw_noise_levels(self, like: Tensor) -> NoiseDraw:
+    def draw_noise_levels(self, like: Tensor, sigma_data: Tensor | float) -> NoiseDraw:
         # Table 1, "Noise distribution"; its "Loss weighting" of the denoised token is 1 / c_out², and so 1 of F
         ln_sigma = self.P_mean + self.P_std * torch.randn_like(like)
         return NoiseDraw(alpha=1.0, sigma=ln_sigma.exp(), time=ln_sigma / 4, weight=1.0)
@@ -89,7 +89,7 @@ class ElucidatedDiffusion(DenoisingHead):
             std = self.std(1.0, sigma, sigma_data)
             return -sigma * sigma_data / std**2 * self.output(std * y, 1.0, sigma, modulate(ln_sigma / 4), sigma_data)
 
-        sigma_data = self.sigma_data.item()
+        sigma_data = self.scale
         return FlowToNoise(
             velocity,
             start=math.log(self.sigma_min),

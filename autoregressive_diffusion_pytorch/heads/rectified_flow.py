@@ -97,10 +97,10 @@ class RectifiedFlow(DenoisingHead):
             return torch.rand_like(like)
         return torch.sigmoid(self.logit_mean + self.logit_std * torch.randn_like(like))
 
-    def draw_noise_levels(self, like: Tensor) -> NoiseDraw:
+    def draw_noise_levels(self, like: Tensor, sigma_data: Tensor | float) -> NoiseDraw:
         times = self.draw_times(like)
         # Liu et al. 2022, eq. 1: the square error of the velocity, sigma_data / std times that of F
-        return NoiseDraw(times, 1 - times, times, weight=(self.sigma_data / self.std(times, 1 - times, self.sigma_data)) ** 2)
+        return NoiseDraw(times, 1 - times, times, weight=(sigma_data / self.std(times, 1 - times, sigma_data)) ** 2)
 
     def alpha(self, sigma: float) -> float:
         return 1 / (1 + sigma)
@@ -111,7 +111,7 @@ class RectifiedFlow(DenoisingHead):
     def flow_to_noise(self, modulate: Callable[[Tensor], Tensor]) -> FlowToNoise:
         # the time is a sigmoid, stretched to reach 0 and 1: as even in the logarithm of the noise level as that can be, for near
         # the tokens their finest details decide
-        edge, sigma_data = 1 / (1 + exp(MAX_LOG_SIGMA)), self.sigma_data.item()
+        edge, sigma_data = 1 / (1 + exp(MAX_LOG_SIGMA)), self.scale
 
         def velocity(x: Tensor, log_sigma: Tensor) -> Tensor:
             share = torch.sigmoid(-log_sigma)

@@ -112,9 +112,9 @@ def noise_of_seed_0(*shape):
 def denoised_by_hand(head, x, sigma, z):
     """The denoised token of `x = token + sigma · noise`, by the head's own parametrisation."""
     if isinstance(head, ElucidatedDiffusion):
-        return head.denoised(x, sigma, head.net.modulate(torch.tensor(math.log(sigma) / 4), z), head.sigma_data.item())
+        return head.denoised(x, sigma, head.net.modulate(torch.tensor(math.log(sigma) / 4), z), head.scale)
     time = torch.tensor(1 / (1 + sigma))
-    velocity = head.velocity(time * x, time, head.net.modulate(time, z), head.sigma_data.item())
+    velocity = head.velocity(time * x, time, head.net.modulate(time, z), head.scale)
     return time * x + (1 - time) * velocity
 
 
@@ -129,7 +129,7 @@ def guided_by_hand(one, other, scale, sigma_data):
 
 def by_hand(head, z, guidance, num_steps):
     """Euler's method from noise alone, the conditions evaluated one after the other."""
-    sigma_data = head.sigma_data.item()
+    sigma_data = head.scale
     levels = karras_schedule(num_steps, sigma_data, head.rho)
     noise = noise_of_seed_0(*z.shape[:-1], 4)
     x = levels[0] * noise
@@ -313,7 +313,7 @@ def test_sigma_data_is_measured_once_from_the_first_batch_of_a_training(head_cla
     head.train()(tokens, z)
     assert head.config["sigma_data"] == pytest.approx(tokens.std().item(), rel=1e-6)
     head(10 * tokens, z)
-    assert head.sigma_data.item() == head.config["sigma_data"] == pytest.approx(tokens.std().item(), rel=1e-6)
+    assert head.scale == head.config["sigma_data"] == pytest.approx(tokens.std().item(), rel=1e-6)
 
 
 @heads
@@ -335,18 +335,32 @@ def test_a_given_sigma_data_wins_and_all_are_kept_with_the_weights(head_class, k
 
 
 @heads
+def test_a_copy_that_follows_the_weights_knows_what_was_measured(head_class, kwargs):
+    # as a moving average does: its copy is made before the first batch, and its buffers are filled later
+    head = make_head(head_class, kwargs)
+    average = copy.deepcopy(head)
+    head(3 * torch.randn(50, 4), torch.randn(50, 6))
+    for own, measured in zip(average.buffers(), head.buffers(), strict=True):
+        own.copy_(measured)
+    assert average.scale == average.config["sigma_data"] == head.scale > 2
+    assert average.state_dict()["sigma_data"] == head.sigma_data
+
+
+@heads
 def test_sigma_data_is_never_rounded_with_the_weights(head_class, kwargs):
     head = make_head(head_class, kwargs | dict(sigma_data=0.7071)).bfloat16()
     assert head.net.proj_in.weight.dtype == torch.bfloat16
-    assert head.sigma_data.item() == pytest.approx(0.7071, rel=1e-6)
+    assert head.scale == pytest.approx(0.7071, rel=1e-6)
     assert copy.deepcopy(head).double().sigma_data.dtype == torch.float32
 
 
 @heads
-def test_tokens_without_spread_leave_sigma_data_alone(head_class, kwargs):
+def test_tokens_without_spread_leave_sigma_data_open(head_class, kwargs):
     head = make_head(head_class, kwargs)
     head(torch.full((5, 4), 0.25), torch.randn(5, 6))
-    assert head.sigma_data.item() == 0.5
+    assert head.config["sigma_data"] is None
+    head(torch.randn(5, 4), torch.randn(5, 6))
+    assert head.config["sigma_data"] > 0.1
 
 
 @heads
