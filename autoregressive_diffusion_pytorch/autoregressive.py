@@ -323,7 +323,7 @@ class Autoregressive(Module, Pretrained):
         **sampler_kwargs,
     ) -> SamplingPlan:
         own = self.generation
-        num_steps, solver = own.steps_and_solver(num_steps, solver)
+        num_steps, solver = own.steps_and_solver(num_steps, solver, self.head.solver)
         sampler_kwargs |= dict(
             num_steps=num_steps,
             solver=solver,
@@ -382,7 +382,7 @@ class Autoregressive(Module, Pretrained):
     def _stream(self, plan: SamplingPlan) -> Iterator[Tensor]:
         modules = list(self.modules())
         guided = not (plan.guidance.is_conditional or plan.guidance.is_unconditional)
-        scales = plan.guidance.scales(plan.seq_len).to(self.proj_in.weight.device)
+        scales = plan.guidance.scales(plan.seq_len)
         token, state = None, None
         for i in range(plan.prompt.shape[1], plan.seq_len):
             with inference(modules):

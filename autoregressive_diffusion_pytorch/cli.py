@@ -1,6 +1,6 @@
 """The commands: `ardiff train`, `resume`, `sample`, `complete`, `evaluate`, `tune` and `export`.
 
-A run is one folder: `config.json`, `checkpoints/`, `samples/`, `logs/` and `evaluation/`.
+A run is one folder: `config.json`, `checkpoints/`, `samples/`, `logs/`, `evaluation/` and, once tuned, `generation.json`.
 """
 
 from __future__ import annotations

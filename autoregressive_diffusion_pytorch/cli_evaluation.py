@@ -123,10 +123,12 @@ def _report(
         model, accelerator = load_model(config, folder)
         # the report tells the model's own where nothing was asked for
         own = model.generation
-        steps, solver = model.model.head.steps_and_solver(*own.steps_and_solver(steps, solver))
+        steps, solver = model.model.head.steps_and_solver(*own.steps_and_solver(steps, solver, model.model.head.solver))
         sample_kwargs = dict(
             guidance_scale=own.guidance_scale if guidance is None else guidance,
             context_guidance=own.context_guidance if context_guidance is None else context_guidance,
+            guidance_schedule=own.guidance_schedule,
+            guidance_interval=own.guidance_interval,
             temperature=own.temperature if temperature is None else temperature,
             solver=solver,
             num_steps=steps,

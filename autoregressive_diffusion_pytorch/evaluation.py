@@ -245,7 +245,7 @@ def evaluate(
         measured = dict(sliced_wasserstein=sum(by_level) / len(by_level))
         if features is not None:
             measured |= distances(real_features, found, logits)
-        evaluations = head.num_evaluations(*model.generation.steps_and_solver(num_steps, solver))
+        evaluations = head.num_evaluations(*model.generation.steps_and_solver(num_steps, solver, head.solver))
         return dict(count=count, evaluations=evaluations, **measured)
 
     report = dict(images=len(dataset), bits_per_dim=likelihood(**solver_kwargs))

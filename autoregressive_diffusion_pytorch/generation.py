@@ -43,9 +43,12 @@ class GenerationSettings:
         if self.guidance_interval is not None:  # a list, where it comes from a file
             object.__setattr__(self, "guidance_interval", tuple(self.guidance_interval))
 
-    def steps_and_solver(self, num_steps: int | None = None, solver: str | None = None) -> tuple[int | None, str | None]:
-        """Those given, and where they are None those of the settings: but for another solver no steps of this one."""
-        if num_steps is None and solver in (None, self.solver):
+    def steps_and_solver(
+        self, num_steps: int | None = None, solver: str | None = None, head_solver: str | None = None
+    ) -> tuple[int | None, str | None]:
+        """Those given, and where they are None those of the settings: but for another solver than theirs, or the head's, no steps
+        of it."""
+        if num_steps is None and solver in (None, self.solver or head_solver):
             num_steps = self.num_steps
         return num_steps, self.solver if solver is None else solver
 

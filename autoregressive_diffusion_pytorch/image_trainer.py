@@ -32,7 +32,7 @@ from torch.distributed.fsdp import register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 from torch.nn import Module
 from torch.optim import AdamW
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, default_collate
 from tqdm import tqdm
 
 from autoregressive_diffusion_pytorch.checkpoints import (
@@ -294,16 +294,16 @@ class ImageTrainer:
 
     def _measure(self, model: Module) -> None:
         """Lets a model that can measure the scale of its data do so, on the same images in all processes."""
-        if not hasattr(model, "measure") or "collate_fn" in self.dataloader_kwargs:
+        if not hasattr(model, "measure"):
             return
-        images = []
+        items, collate = [], self.dataloader_kwargs.get("collate_fn") or default_collate
         with kept_random_state(torch.device("cpu")):
             seed_cpu(self.seed)  # items may be augmented at random
             for i in range(0, len(self.dataset), math.ceil(len(self.dataset) / MEASURED_IMAGES)):
                 with suppress(DamagedImageError):  # the training has its own way with them
-                    images.append(self.dataset[i]["images"])
-        if images:
-            model.measure(torch.stack(images))
+                    items.append(self.dataset[i])
+        if items:
+            model.measure(collate(items)["images"])
 
     def _newest_checkpoint(self) -> Path:
         newest = None

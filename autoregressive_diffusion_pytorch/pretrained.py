@@ -10,7 +10,7 @@ import shutil
 from pathlib import Path
 
 from huggingface_hub import ModelCard, PyTorchModelHubMixin, hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
 from autoregressive_diffusion_pytorch.generation import GENERATION_FILE, GenerationSettings
 
@@ -138,9 +138,12 @@ class Pretrained(
             model.generation = GenerationSettings.load(model_id)
         else:
             names = ("revision", "cache_dir", "force_download", "local_files_only", "token")
-            with contextlib.suppress(EntryNotFoundError):  # of a model without: it keeps the defaults
+            try:
                 file = hf_hub_download(model_id, GENERATION_FILE, **{name: kwargs[name] for name in names})
                 model.generation = GenerationSettings.load(Path(file).parent)
+            except EntryNotFoundError as error:  # of a model without: it keeps the defaults
+                if isinstance(error, LocalEntryNotFoundError) and not kwargs["local_files_only"]:
+                    raise  # the network was away
         return model
 
 

@@ -1,4 +1,4 @@
-"""The folder of a run: its configuration, checkpoints, samples, logs and evaluations. What is wrong with it is told in one line."""
+"""The folder of a run: its configuration, checkpoints, samples, logs, evaluations and generation settings. What is wrong with it is told in one line."""
 
 from __future__ import annotations
 

@@ -10,21 +10,22 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from autoregressive_diffusion_pytorch.checks import check_positive_int
+from autoregressive_diffusion_pytorch.checks import check_choice, check_positive_int
 from autoregressive_diffusion_pytorch.evaluation import FeatureNetwork, check_distances, dataset_batch, distances, features_of
 from autoregressive_diffusion_pytorch.generation import GenerationSettings
 from autoregressive_diffusion_pytorch.image import ImageAutoregressive, draw_images
 from autoregressive_diffusion_pytorch.sliced_wasserstein import patches_per_image, pyramid_patches, sliced_wasserstein
 
-# the values that are tried of each setting, in this order; of the first two only those that a model has learned something for
+# the values that are tried of each setting, the plainest first; of the first two only those that a model has learned something for
 AXES = dict(
     context_guidance=(1.0, 1.1, 1.25, 1.5, 2.0, 2.5, 3.0),
     guidance_scale=(1.0, 1.25, 1.5, 2.0, 3.0),
-    temperature=(0.9, 0.95, 1.0, 1.05),
+    temperature=(1.0, 0.95, 1.05, 0.9),
     num_steps=(8, 16),
 )
 ROUNDS = 2  # over all settings: the best value of one depends on the others
-MARGIN = 0.01  # by which a setting must be better than one that is nearer to the learned distribution, or cheaper
+FINALISTS, NEAR = 5, 0.1  # so many, at most so much further than the nearest, are drawn once more with other noise
+MARGIN = 0.01  # by which settings must be nearer than plainer ones
 
 
 @dataclass
@@ -34,8 +35,9 @@ class Tuning:
     Attributes:
         settings: the best ones.
         metric: the name of the distance that decided.
-        rows: for each of the settings that were tried, its values by name, and its distances; the nearest first.
-        chosen: the row of the best ones: of those hardly further than the nearest the plainest.
+        rows: for each of the settings that were tried, its values by name, and its distances; the nearest first. Those of the
+            finalists are means over two draws.
+        chosen: the row of the best ones: of those within `MARGIN` of the nearest finalist the plainest.
         floor: the distances of one half of the real images to the other.
     """
 
@@ -87,6 +89,10 @@ def tune(
     check_distances("half of the dataset", len(dataset) // 2, features)
     check_distances("count", count, features)
     axes = axes_of(model) if axes is None else axes
+    for name in axes:
+        check_choice("a setting in axes", name, AXES)
+        if name in sample_kwargs:
+            raise ValueError(f"{name} is looked for: it must not be among the arguments of sample, got {sample_kwargs[name]!r}")
     device = next(model.parameters()).device
     real, labels = dataset_batch(dataset, range(len(dataset)))
     model.check_images(real)
@@ -106,40 +112,58 @@ def tune(
 
     metric = "sliced_wasserstein" if features is None else "frechet_distance"
     of_real = seen(real)
-    rows: dict[tuple, dict] = {}
-    best = GenerationSettings()
+    own_steps = model.model.head.steps_and_solver()[0]
+    plain = tuple(own_steps if name == "num_steps" else getattr(GenerationSettings, name) for name in axes)
+    rows: dict[tuple, dict[str, float]] = {}
     previous = model.generation
     bar = tqdm(total=1 + sum(len(values) - 1 for values in axes.values()), desc="settings", disable=not progress)
 
-    def measure(settings: GenerationSettings) -> float:
-        key = tuple(getattr(settings, name) for name in axes)
+    def distances_of(key: tuple, seed: int) -> dict[str, float]:
+        model.generation = replace(previous, **dict(zip(axes, key, strict=True)))
+        images = draw_images(model, count, batch_size=batch_size, seed=seed, labels=labels, **sample_kwargs)
+        (found,) = _of_main_process([compared(of_real, seen(images))])
+        bar.total = max(bar.total, bar.n + 1)
+        bar.update()
+        bar.set_postfix_str(f"{metric.replace('_', ' ')} {found[metric]:.4g}")
+        return found
+
+    def measure(key: tuple) -> float:
         if key not in rows:
-            model.generation = settings
-            images = draw_images(model, count, batch_size=batch_size, seed=seed, labels=labels, **sample_kwargs)
-            rows[key] = dict(zip(axes, key, strict=True)) | compared(of_real, seen(images))
-            bar.total = max(bar.total, len(rows))
-            bar.update()
-            bar.set_postfix_str(f"{metric.replace('_', ' ')} {rows[key][metric]:.4g}")
+            rows[key] = distances_of(key, seed)
         return rows[key][metric]
 
     try:
-        own_steps = model.model.head.steps_and_solver()[0]
-        if "num_steps" in axes:
-            best = replace(best, num_steps=own_steps)
-        lowest = measure(best)
+        best = plain
+        measure(best)
         for _ in range(ROUNDS):
-            for name, values in axes.items():
-                start = best
-                for value in values:
-                    candidate = replace(start, **{name: value})
-                    distance = measure(candidate)
-                    if distance < lowest * (1 - MARGIN):
-                        best, lowest = candidate, distance
+            for i, values in enumerate(axes.values()):
+                best = min(((*best[:i], value, *best[i + 1 :]) for value in (best[i], *values)), key=measure)
+        finalists = [key for key in sorted(rows, key=measure) if measure(key) <= measure(best) * (1 + NEAR)][:FINALISTS]
+        if len(finalists) > 1:
+            for key in finalists:
+                again = distances_of(key, seed + 1)
+                rows[key] = {name: (value + again[name]) / 2 for name, value in rows[key].items()}
     finally:
         model.generation = previous
         bar.close()
-    chosen = rows[tuple(getattr(best, name) for name in axes)]
-    if best.num_steps == own_steps:
-        best = replace(best, num_steps=None)
+
+    def departure(key: tuple) -> list[int]:
+        """How far settings are from the plain ones, in values of each."""
+        return [0 if value == own else 1 + list(axes[name]).index(value) for name, value, own in zip(axes, key, plain, strict=True)]
+
+    lowest = min(map(measure, finalists))
+    best = min((key for key in finalists if measure(key) <= lowest * (1 + MARGIN)), key=lambda key: sum(departure(key)))
+    settings = dict(zip(axes, best, strict=True))
+    if settings.get("num_steps") == own_steps:
+        settings["num_steps"] = None
     floor = compared(seen(real[::2]), seen(real[1::2]))
-    return Tuning(best, metric, sorted(rows.values(), key=lambda row: row[metric]), chosen, floor)
+    table = {key: dict(zip(axes, key, strict=True)) | row for key, row in rows.items()}
+    nearest_first = sorted(table.values(), key=lambda row: row[metric])
+    return Tuning(replace(previous, **settings), metric, nearest_first, table[best], floor)
+
+
+def _of_main_process(values: list) -> list:
+    """The values of the main process in all: numbers of several devices may differ in the last place, and so what they decide."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.broadcast_object_list(values)
+    return values

@@ -130,11 +130,12 @@ def test_options_reach_the_evaluation(call, folder, monkeypatch):
     assert seen["features"] is None
     assert seen["evaluations"] == ()
     # the model's own, for the report
-    own = dict(solver="dpmpp_2m", num_steps=RectifiedFlow.NUM_SAMPLE_STEPS["dpmpp_2m"])
+    always = dict(guidance_schedule="constant", guidance_interval=None)
+    own = always | dict(solver="dpmpp_2m", num_steps=RectifiedFlow.NUM_SAMPLE_STEPS["dpmpp_2m"])
     assert seen["sample_kwargs"] == dict(guidance_scale=1.0, context_guidance=1.0, temperature=1.0) | own
     GenerationSettings(num_steps=3, temperature=0.9, context_guidance=1.5).save("run")
     succeeded(call("evaluate", "run", folder, "--features", "none", "--context-guidance", 2))
-    own = dict(solver="dpmpp_2m", num_steps=3)
+    own = always | dict(solver="dpmpp_2m", num_steps=3)
     assert seen["sample_kwargs"] == dict(guidance_scale=1.0, context_guidance=2.0, temperature=0.9) | own
     succeeded(call("evaluate", "run", folder, "--features", "none", "--solver", "euler"))
     assert seen["sample_kwargs"]["num_steps"] == RectifiedFlow.NUM_SAMPLE_STEPS["euler"]
@@ -144,7 +145,8 @@ def test_options_reach_the_evaluation(call, folder, monkeypatch):
     given = [str(part) for name, value in options.items() for part in (f"--{name.replace('_', '-')}", value)]
     succeeded(call("evaluate", "run", folder, "--features", "none", *given))
     assert (seen["count"], seen["seed"], seen["batch_size"]) == (5, 3, 7)
-    assert seen["sample_kwargs"] == dict(guidance_scale=2.0, context_guidance=1.5, temperature=0.5, solver="heun", num_steps=4)
+    own = dict(guidance_scale=2.0, context_guidance=1.5, temperature=0.5, solver="heun", num_steps=4)
+    assert seen["sample_kwargs"] == always | own
     assert seen["solver_kwargs"] == dict(divergence="hutchinson", num_probes=2, rtol=0.1, atol=0.1)
 
 

@@ -129,12 +129,22 @@ def test_only_what_was_learned_is_tried():
     assert axes_of(small_model(num_classes=3, cond_drop_prob=0.0)).keys() == AXES.keys() - {"guidance_scale"}
 
 
+def test_bad_axes_and_arguments_that_would_hide_them():
+    model, real = small_model(Known), real_images(20)
+    with pytest.raises(ValueError, match="a setting in axes must be one of 'context_guidance', .*, got 'solver'"):
+        tune(model, real, axes=dict(solver=("euler",)))
+    with pytest.raises(ValueError, match="temperature is looked for: it must not be among the arguments of sample, got 0.5"):
+        tune(model, real, temperature=0.5)
+    assert model.calls == []
+
+
 def test_labels_come_as_often_as_in_the_dataset():
     model = small_model(Known, num_classes=3)
     data = TensorDataset(real_images(40), torch.tensor([0] * 30 + [2] * 10))
     tune(model, data, count=20, axes=dict(temperature=(0.9, 1.0)), batch_size=16)
     labels = [call["labels"].tolist() for call in model.calls]
-    assert labels == [[0] * 15 + [2], [2] * 4] * 2
+    # of both temperatures, and of both once more
+    assert labels == [[0] * 15 + [2], [2] * 4] * 4
 
 
 def test_the_same_noise_with_all_settings_and_further_arguments_reach_the_sampler(monkeypatch):
@@ -147,7 +157,8 @@ def test_the_same_noise_with_all_settings_and_further_arguments_reach_the_sample
 
     monkeypatch.setattr(tuning, "draw_images", record)
     tune(model, real_images(20), axes=dict(temperature=(0.9, 1.0)), seed=7, batch_size=250, precision="no")
-    assert seeds == [(500, 7, 250)] * 2
+    # what comes near is drawn once more with other noise
+    assert seeds == [(500, 7, 250)] * 2 + [(500, 8, 250)] * 2
     assert all(call["precision"] == "no" for call in model.calls)
 
 

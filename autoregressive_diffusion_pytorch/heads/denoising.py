@@ -48,7 +48,8 @@ class DenoisingHead(Head):
         sigma_data: standard deviation of the tokens' entries. By default that of the first batch that the head is trained on; a
             trainer measures more. It is kept with the weights.
         rho: of the sampler's noise levels, eq. 5.
-        S_churn, S_tmin, S_tmax, S_noise: of the stochastic sampler, Algorithm 2; only "heun" makes use of them.
+        S_churn, S_tmin, S_tmax, S_noise: of the stochastic sampler, Algorithm 2; only "heun" makes use of them. Unlike the
+            sampler's noise levels, `S_tmin` and `S_tmax` are not in units of `sigma_data`.
         clamp_during_sampling: clamp drawn tokens to [-1, 1], for data of that range.
         num_noise_draws: independent noise draws per token and training step. More of them train the head better for the same pass
             through the backbone (Li et al. 2024 use 4).
@@ -95,7 +96,8 @@ class DenoisingHead(Head):
         self.num_noise_draws = num_noise_draws
         # a buffer, so that it goes where the weights go; not a number until it is known
         self.register_buffer("sigma_data", torch.tensor(nan if sigma_data is None else float(sigma_data)))
-        self._is_measured = False
+        self._given_sigma_data = sigma_data
+        self._is_measured = sigma_data is not None
 
     @property
     def is_measured(self) -> bool:
@@ -111,28 +113,35 @@ class DenoisingHead(Head):
 
     @property
     def config(self) -> dict:
-        return super().config | dict(sigma_data=self.sigma_data.item() if self.is_measured else None)
+        measured = self.sigma_data.item() if self.is_measured else None
+        return super().config | dict(sigma_data=measured if self._given_sigma_data is None else self._given_sigma_data)
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args) -> None:
         name = f"{prefix}sigma_data"
-        # weights of version 1.0.0 have no such entry: there it was an argument alone
-        state_dict.setdefault(name, torch.tensor(self.scale))
-        if state_dict[name].isnan():
-            state_dict[name] = self.sigma_data
+        if not self.sigma_data.is_meta:
+            # weights of version 1.0.0 have no such entry: there it was an argument alone
+            if name not in state_dict:
+                state_dict[name] = torch.tensor(self.scale)
+            if state_dict[name].isnan():
+                state_dict[name] = self.sigma_data
         super()._load_from_state_dict(state_dict, prefix, *args)
+        self._is_measured = not (self.sigma_data.is_meta or self.sigma_data.isnan())
 
     @torch.no_grad()
     def measure(self, tokens: Tensor) -> None:
         """Takes the standard deviation of the entries of tokens (… d) for `sigma_data`, unless it is known."""
         if not self.is_measured and tokens.numel() > 1:
             std = tokens.float().std()
-            self.sigma_data.copy_(torch.where(std > 0, std, self.sigma_data))
+            if std > 0:
+                self.sigma_data.copy_(std)
+                self._is_measured = True  # for torch.compile, which cannot ask the buffer
 
     def _apply(self, *args, **kwargs) -> DenoisingHead:
         # follows the weights to their device, but is never rounded with them
         sigma_data = self.sigma_data
         super()._apply(*args, **kwargs)
-        self.sigma_data = sigma_data.to(self.sigma_data.device)
+        if not (sigma_data.is_meta or self.sigma_data.is_meta):
+            self.sigma_data = sigma_data.to(self.sigma_data.device)
         return self
 
     # preconditioning, Table 1: the network sees unit variance, and what it has to say has unit variance, at all noise levels
@@ -277,7 +286,9 @@ class DenoisingHead(Head):
                 if not (run_compiled and time_modulations):  # a compiled program has its times' modulations before it starts
                     return run(modulations, scales, intervals, noise)
                 # and its noise; and a captured graph writes every result to the same place
-                noises = [noise() for _ in range(num_steps if self.S_churn > 0 and solver == "heun" else 1)]
+                churned = solver == "heun" and self.S_churn > 0
+                draws = 1 + churned * sum(self.S_tmin <= sigma <= self.S_tmax for sigma in sigmas[1:-1])
+                noises = [noise() for _ in range(draws)]
                 return run_compiled(modulations, scales, intervals, noises).clone()
 
         return draw
@@ -367,4 +378,4 @@ def _scale(guidance: Guidance, z: Tensor, dtype: torch.dtype) -> Tensor:
     scale = check_guidance_scale(guidance.scale).to(z.device, dtype)
     if scale.numel() > 1 and scale.shape != z.shape[:-1]:
         raise ValueError(f"the scale of a guidance must be a number or of shape {tuple(z.shape[:-1])}, got {tuple(scale.shape)}")
-    return scale.unsqueeze(-1)
+    return scale.reshape(()) if scale.numel() == 1 else scale.unsqueeze(-1)

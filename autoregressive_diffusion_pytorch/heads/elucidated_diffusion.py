@@ -84,12 +84,13 @@ class ElucidatedDiffusion(DenoisingHead):
     def flow_to_noise(self, modulate: Callable[[Tensor], Tensor]) -> FlowToNoise:
         # eq. 1 with eqs. 3 and 7, for y = c_in · x by ln(sigma): there all that the preconditioning adds cancels, and y is of unit
         # variance all along
+        sigma_data = self.scale
+
         def velocity(y: Tensor, ln_sigma: Tensor) -> Tensor:
             sigma = ln_sigma.exp()
             std = self.std(1.0, sigma, sigma_data)
             return -sigma * sigma_data / std**2 * self.output(std * y, 1.0, sigma, modulate(ln_sigma / 4), sigma_data)
 
-        sigma_data = self.scale
         return FlowToNoise(
             velocity,
             start=math.log(self.sigma_min),

@@ -34,14 +34,14 @@ class Guidance(NamedTuple):
 
 
 def guide(conditional: Tensor, other: Tensor, scale: Tensor, sigma_data: float) -> Tensor:
-    """other + scale · (conditional - other), but not longer than both of them and `LONGEST` typical tokens: (… d).
+    """other + scale · (conditional - other), at most as long as the longest of the two and of `LONGEST` typical tokens: (… d).
 
     Ho & Salimans 2022, eq. 6, whose w is `scale - 1`; exact at scales 0 and 1. A guided token is read by the transformer again,
     which the next token is guided further along: without a bound, sequences grow without one. Bounds on the length are known from
     Lin et al. 2023 (https://arxiv.org/abs/2305.08891, section 3.4); this one leaves alone what is not longer than tokens are.
 
     Args:
-        sigma_data: the standard deviation of tokens' entries: a typical token is sqrt(d) times as long.
+        sigma_data: the standard deviation of tokens' entries: a typical token, of mean 0, is sqrt(d) times as long.
     """
     guided = torch.lerp(other, conditional, scale)
     length, *lengths = (token.norm(dim=-1, keepdim=True) for token in (guided, conditional, other))
