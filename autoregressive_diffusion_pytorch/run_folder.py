@@ -1,4 +1,7 @@
-"""The folder of a run: its configuration, checkpoints, samples, logs, evaluations and generation settings. What is wrong with it is told in one line."""
+"""The folder of a run: configuration, checkpoints, samples, logs, evaluations, generation settings.
+
+What is wrong with it is told in one line.
+"""
 
 from __future__ import annotations
 

@@ -131,9 +131,9 @@ def test_only_what_was_learned_is_tried():
 
 def test_bad_axes_and_arguments_that_would_hide_them():
     model, real = small_model(Known), real_images(20)
-    with pytest.raises(ValueError, match="a setting in axes must be one of 'context_guidance', .*, got 'solver'"):
+    with pytest.raises(ValueError, match=r"a setting in axes must be one of 'context_guidance', .*, got 'solver'"):
         tune(model, real, axes=dict(solver=("euler",)))
-    with pytest.raises(ValueError, match="temperature is looked for: it must not be among the arguments of sample, got 0.5"):
+    with pytest.raises(ValueError, match=r"temperature is looked for: it must not be among the arguments of sample, got 0\.5"):
         tune(model, real, temperature=0.5)
     assert model.calls == []
 
