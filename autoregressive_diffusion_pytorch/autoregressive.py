@@ -383,6 +383,7 @@ class Autoregressive(Module, Pretrained):
         modules = list(self.modules())
         guided = not (plan.guidance.is_conditional or plan.guidance.is_unconditional)
         scales = plan.guidance.scales(plan.seq_len)
+        places = self.no_context(0, plan.seq_len).detach() if plan.context_guidance != 1 else None
         token, state = None, None
         for i in range(plan.prompt.shape[1], plan.seq_len):
             with inference(modules):
@@ -396,9 +397,8 @@ class Autoregressive(Module, Pretrained):
                     z, unconditional = z.chunk(2)
                     guidance.append(Guidance(unconditional, scales[i], plan.guidance.interval))
                 # before an unconditional first token there is no context: its place is all that there is to know
-                if plan.context_guidance != 1 and (i > 0 or self.conditioning.is_conditional):
-                    place = self.no_context(i, i + 1).squeeze(0)
-                    guidance.append(Guidance(place, plan.context_guidance))
+                if places is not None and (i > 0 or self.conditioning.is_conditional):
+                    guidance.append(Guidance(places[i], plan.context_guidance))
                 token = plan.draw(z, guidance)
             yield token.clone()  # no tensor of this block's inference mode: it can be trained on
 

@@ -158,6 +158,19 @@ def distances(real: Tensor, generated: Tensor, logits: Tensor | None = None) -> 
     return result
 
 
+def all_distances(
+    real: tuple[list[Tensor], Tensor | None],
+    generated: tuple[list[Tensor], Tensor | None],
+    logits: Tensor | None = None,
+    seed: int = 0,
+) -> dict[str, float]:
+    """The sliced Wasserstein distance between patches of real and generated images, the mean over the levels; and where there are
+    features of both, the `distances` between these."""
+    by_level = sliced_wasserstein(real[0], generated[0], seed)
+    found = dict(sliced_wasserstein=sum(by_level) / len(by_level))
+    return found if real[1] is None else found | distances(real[1], generated[1], logits)
+
+
 def evaluate(
     model: ImageAutoregressive,
     dataset: Dataset,
@@ -241,10 +254,7 @@ def evaluate(
 
         name = "generated images" if progress else None
         patches, found, logits, _ = joined(map_over_processes(see_batch, range(0, count, batch_size), name))
-        by_level = sliced_wasserstein(real, patches, seed)
-        measured = dict(sliced_wasserstein=sum(by_level) / len(by_level))
-        if features is not None:
-            measured |= distances(real_features, found, logits)
+        measured = all_distances((real, real_features), (patches, found), logits, seed)
         evaluations = head.num_evaluations(*model.generation.steps_and_solver(num_steps, solver, head.solver))
         return dict(count=count, evaluations=evaluations, **measured)
 

@@ -11,10 +11,11 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from autoregressive_diffusion_pytorch.checks import check_choice, check_positive_int
-from autoregressive_diffusion_pytorch.evaluation import FeatureNetwork, check_distances, dataset_batch, distances, features_of
+from autoregressive_diffusion_pytorch.evaluation import FeatureNetwork, all_distances, check_distances, dataset_batch, features_of
 from autoregressive_diffusion_pytorch.generation import GenerationSettings
 from autoregressive_diffusion_pytorch.image import ImageAutoregressive, draw_images
-from autoregressive_diffusion_pytorch.sliced_wasserstein import patches_per_image, pyramid_patches, sliced_wasserstein
+from autoregressive_diffusion_pytorch.processes import map_over_processes
+from autoregressive_diffusion_pytorch.sliced_wasserstein import patches_per_image, pyramid_patches
 
 # the values that are tried of each setting, the plainest first; of the first two only those that a model has learned something for
 AXES = dict(
@@ -105,11 +106,6 @@ def tune(
         patches = pyramid_patches(images, patches_per_image(len(images)), torch.Generator().manual_seed(seed))
         return patches, None if features is None else features_of(features, images, device=device)[0]
 
-    def compared(real: tuple, other: tuple) -> dict[str, float]:
-        by_level = sliced_wasserstein(real[0], other[0], seed)
-        found = dict(sliced_wasserstein=sum(by_level) / len(by_level))
-        return found if features is None else found | distances(real[1], other[1])
-
     metric = "sliced_wasserstein" if features is None else "frechet_distance"
     of_real = seen(real)
     own_steps = model.model.head.steps_and_solver()[0]
@@ -118,10 +114,11 @@ def tune(
     previous = model.generation
     bar = tqdm(total=1 + sum(len(values) - 1 for values in axes.values()), desc="settings", disable=not progress)
 
-    def distances_of(key: tuple, seed: int) -> dict[str, float]:
+    def distances_of(key: tuple, noise_seed: int) -> dict[str, float]:
         model.generation = replace(previous, **dict(zip(axes, key, strict=True)))
-        images = draw_images(model, count, batch_size=batch_size, seed=seed, labels=labels, **sample_kwargs)
-        (found,) = _of_main_process([compared(of_real, seen(images))])
+        images = draw_images(model, count, batch_size=batch_size, seed=noise_seed, labels=labels, **sample_kwargs)
+        # by one process for all: numbers of several devices may differ in the last place, and so what they decide
+        (found,) = map_over_processes(lambda drawn: all_distances(of_real, seen(drawn), seed=seed), [images])
         bar.total = max(bar.total, bar.n + 1)
         bar.update()
         bar.set_postfix_str(f"{metric.replace('_', ' ')} {found[metric]:.4g}")
@@ -147,23 +144,17 @@ def tune(
         model.generation = previous
         bar.close()
 
-    def departure(key: tuple) -> list[int]:
-        """How far settings are from the plain ones, in values of each."""
-        return [0 if value == own else 1 + list(axes[name]).index(value) for name, value, own in zip(axes, key, plain, strict=True)]
+    def departure(key: tuple) -> int:
+        """How far settings are from the plain ones, in values of all."""
+        given = zip(axes.values(), key, plain, strict=True)
+        return sum(0 if value == own else 1 + list(values).index(value) for values, value, own in given)
 
     lowest = min(map(measure, finalists))
-    best = min((key for key in finalists if measure(key) <= lowest * (1 + MARGIN)), key=lambda key: sum(departure(key)))
+    best = min((key for key in finalists if measure(key) <= lowest * (1 + MARGIN)), key=departure)
     settings = dict(zip(axes, best, strict=True))
     if settings.get("num_steps") == own_steps:
         settings["num_steps"] = None
-    floor = compared(seen(real[::2]), seen(real[1::2]))
+    floor = all_distances(seen(real[::2]), seen(real[1::2]), seed=seed)
     table = {key: dict(zip(axes, key, strict=True)) | row for key, row in rows.items()}
     nearest_first = sorted(table.values(), key=lambda row: row[metric])
     return Tuning(replace(previous, **settings), metric, nearest_first, table[best], floor)
-
-
-def _of_main_process(values: list) -> list:
-    """The values of the main process in all: numbers of several devices may differ in the last place, and so what they decide."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.broadcast_object_list(values)
-    return values

@@ -305,11 +305,8 @@ class DenoisingHead(Head):
         # in one product: for few tokens, to read its weights is most of the work
         rows = [given.reshape(-1, z.shape[-1]) for given in (z, *others)]
         parts = self.net.modulate_cond(torch.cat(rows)).split([len(part) for part in rows])
-        return (
-            torch.stack([part.expand_as(parts[0]) for part in parts])
-            .unflatten(1, z.shape[:-1] or (1,))
-            .view(len(rows), *z.shape[:-1], *parts[0].shape[1:])
-        )
+        stacked = torch.stack([part.expand_as(parts[0]) for part in parts])
+        return stacked.view(len(rows), *z.shape[:-1], *parts[0].shape[1:])
 
     def num_evaluations(self, num_steps: int | None = None, solver: str | None = None) -> int:
         """The evaluations of the network per token (NFE); several conditions, for guidance, are evaluated at once.
