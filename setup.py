@@ -5,12 +5,18 @@ from setuptools import find_packages, setup
 setup(
     name="autoregressive-diffusion-pytorch",
     version="1.0.0",
-    description="Autoregression over continuous tokens: a causal transformer with a diffusion or flow head, in PyTorch",
+    description="Autoregression over continuous tokens: a transformer and a diffusion or flow head",
     long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="MIT",
     license_files=["LICENSE"],
-    keywords=["autoregressive", "diffusion", "rectified flow", "image generation", "continuous tokens"],
+    keywords=[
+        "autoregressive",
+        "diffusion",
+        "rectified flow",
+        "image generation",
+        "continuous tokens",
+    ],
     classifiers=[
         "Development Status :: 4 - Beta",
         "Intended Audience :: Developers",
@@ -22,7 +28,7 @@ setup(
         "Programming Language :: Python :: 3.13",
         "Topic :: Scientific/Engineering :: Artificial Intelligence",
     ],
-    packages=find_packages(include=["autoregressive_diffusion_pytorch", "autoregressive_diffusion_pytorch.*"]),
+    packages=find_packages(include=["autoregressive_diffusion_pytorch*"]),
     package_data={"autoregressive_diffusion_pytorch": ["py.typed"]},
     python_requires=">=3.10",
     install_requires=[
@@ -36,7 +42,6 @@ setup(
         "safetensors>=0.4",
         "simplejpeg>=1.7",
         "tensorboard>=2.10",
-        "torchdiffeq>=0.2.5",
         "torch>=2.6",
         "torchvision>=0.21",
         "tqdm>=4.60",
@@ -44,7 +49,8 @@ setup(
     ],
     extras_require={
         "demo": ["scikit-learn>=1.3"],
-        "eval": ["matplotlib>=3.6", "torch-fidelity>=0.4"],
+        "docs": ["mkdocs-material>=9", "mkdocstrings[python]>=0.26"],
+        "eval": ["matplotlib>=3.6", "torch-fidelity>=0.4", "torchdiffeq>=0.2.5"],
         "test": [
             "build",
             "datasets>=3.0",
@@ -55,6 +61,7 @@ setup(
             "scikit-learn>=1.3",
             "setuptools>=77",
             "torch-fidelity>=0.4",
+            "torchdiffeq>=0.2.5",
             "wheel",
         ],
     },

@@ -1,43 +1,51 @@
-"""Autoregression over continuous tokens: a causal transformer and a diffusion or flow head, no vector quantisation."""
+"""Autoregression over continuous tokens: a transformer and a head per token, no quantisation."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from autoregressive_diffusion_pytorch.autoregressive import AutoregressiveDiffusion, AutoregressiveFlow
-    from autoregressive_diffusion_pytorch.denoiser import MLP
-    from autoregressive_diffusion_pytorch.heads import ElucidatedDiffusion, RectifiedFlow
-    from autoregressive_diffusion_pytorch.image import ImageAutoregressiveDiffusion, ImageAutoregressiveFlow
-    from autoregressive_diffusion_pytorch.image_dataset import ImageDataset
-    from autoregressive_diffusion_pytorch.image_trainer import ImageTrainer
+if TYPE_CHECKING:  # for editors and type checkers
+    from .data.image_folder import ImageDataset as ImageDataset
+    from .heads.elucidated_diffusion import ElucidatedDiffusion as ElucidatedDiffusion
+    from .heads.head import Head as Head
+    from .heads.mlp import MLP as MLP
+    from .heads.rectified_flow import RectifiedFlow as RectifiedFlow
+    from .models.autoregressive import Autoregressive as Autoregressive
+    from .models.image import ImageAutoregressive as ImageAutoregressive
+    from .models.presets import AutoregressiveDiffusion as AutoregressiveDiffusion
+    from .models.presets import AutoregressiveFlow as AutoregressiveFlow
+    from .models.presets import ImageAutoregressiveDiffusion as ImageAutoregressiveDiffusion
+    from .models.presets import ImageAutoregressiveFlow as ImageAutoregressiveFlow
+    from .models.settings import GenerationSettings as GenerationSettings
+    from .training.image_trainer import ImageTrainer as ImageTrainer
+    from .training.trainer import Trainer as Trainer
 
-# each is loaded when it is first asked for: a model needs neither torchvision nor accelerate, a help text not even torch
-_ROOMS = {
-    "MLP": "denoiser",
-    "AutoregressiveDiffusion": "autoregressive",
-    "AutoregressiveFlow": "autoregressive",
-    "ElucidatedDiffusion": "heads",
-    "ImageAutoregressiveDiffusion": "image",
-    "ImageAutoregressiveFlow": "image",
-    "ImageDataset": "image_dataset",
-    "ImageTrainer": "image_trainer",
-    "RectifiedFlow": "heads",
+# a name is imported when it is first asked for: a model needs neither torchvision nor accelerate, a
+# help text not even torch
+_LAZY_EXPORTS = {
+    "MLP": "heads.mlp",
+    "Autoregressive": "models.autoregressive",
+    "AutoregressiveDiffusion": "models.presets",
+    "AutoregressiveFlow": "models.presets",
+    "ElucidatedDiffusion": "heads.elucidated_diffusion",
+    "GenerationSettings": "models.settings",
+    "Head": "heads.head",
+    "ImageAutoregressive": "models.image",
+    "ImageAutoregressiveDiffusion": "models.presets",
+    "ImageAutoregressiveFlow": "models.presets",
+    "ImageDataset": "data.image_folder",
+    "ImageTrainer": "training.image_trainer",
+    "RectifiedFlow": "heads.rectified_flow",
+    "Trainer": "training.trainer",
 }
 
-__all__ = [
-    "MLP",
-    "AutoregressiveDiffusion",
-    "AutoregressiveFlow",
-    "ElucidatedDiffusion",
-    "ImageAutoregressiveDiffusion",
-    "ImageAutoregressiveFlow",
-    "ImageDataset",
-    "ImageTrainer",
-    "RectifiedFlow",
-]
+__all__ = list(_LAZY_EXPORTS)
 
 
 def __getattr__(name: str):
-    if name in _ROOMS:
-        return getattr(import_module(f"{__name__}.{_ROOMS[name]}"), name)
+    if name in _LAZY_EXPORTS:
+        return getattr(import_module(f"{__name__}.{_LAZY_EXPORTS[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY_EXPORTS})

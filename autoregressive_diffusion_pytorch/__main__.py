@@ -1,5 +1,5 @@
-"""`python -m autoregressive_diffusion_pytorch`: the command line, for launchers that start modules."""
+"""`python -m autoregressive_diffusion_pytorch`: the command line."""
 
-from autoregressive_diffusion_pytorch.cli import main
+from .cli import main
 
 main()

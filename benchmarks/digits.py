@@ -1,4 +1,5 @@
-"""Are the digits that a run draws what it learned: digits, of all kinds, as real ones are spread, and not copies?
+"""Are the digits that a run draws what it learned: digits, of all kinds, as real ones are spread,
+and not copies?
 
     ardiff train digits --run runs/digits
     ardiff train digits --labels --run runs/labels
@@ -6,14 +7,16 @@
 
 Draws samples with each run and compares them with scikit-learn's 1,797 real digits:
 
-- distance: the Fréchet distance to the real ones of pixels in [0, 1]; the floor is that of two halves of the real ones.
-- classes: the total variation between the shares of the digits that a logistic regression, fitted on half of the real ones, takes
-  the samples for, and those that it takes the real ones for.
+- distance: the Fréchet distance to the real ones of pixels in [0, 1]; the floor is that of two
+  halves of the real ones.
+- classes: the total variation between the shares of the digits that a logistic regression, fitted
+  on half of the real ones, takes the samples for, and those that it takes the real ones for.
 - contrast: the standard deviation of all pixels, in units of that of the real ones.
 - sure: the share of samples of which that regression is at least 90 % sure.
-- right, of a run with labels: the share of samples in which it sees the digit that was asked for, at several scales of guidance.
-- nearest: the median distance from a sample to the nearest real digit, and from a real digit to the nearest other one. Copies would
-  lie nearer.
+- right, of a run with labels: the share of samples in which it sees the digit that was asked for,
+  at several scales of guidance.
+- nearest: the median distance from a sample to the nearest real digit, and from a real digit to the
+  nearest other one. Copies would lie nearer.
 """
 
 import argparse
@@ -33,9 +36,18 @@ from sklearn.neighbors import NearestNeighbors
 
 
 def draw(run: str, count: int, seed: int, **options: float | None) -> np.ndarray:
-    """Samples (n 64) with values in [0, 1]. Options are those of `ardiff sample`; None leaves one out."""
+    """Samples (n 64) with values in [0, 1]. Options are those of `ardiff sample`; None leaves one
+    out."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [Path(sys.executable).with_name("ardiff"), "sample", run, "--count", str(count), "--batch-size", "500"]
+        command = [
+            Path(sys.executable).with_name("ardiff"),
+            "sample",
+            run,
+            "--count",
+            str(count),
+            "--batch-size",
+            "500",
+        ]
         command += ["--seed", str(seed), "--files", folder, "--output", f"{folder}/grid/grid.png"]
         for name, value in options.items():
             command += [] if value is None else [f"--{name.replace('_', '-')}", str(value)]
@@ -47,21 +59,43 @@ def draw(run: str, count: int, seed: int, **options: float | None) -> np.ndarray
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("runs", nargs="+", metavar="RUN")
     parser.add_argument("--count", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
-        "--guidance", nargs="+", type=float, default=[1.0, 1.25, 1.5, 2.0, 3.0, 4.0], help="scales, for runs with labels"
+        "--guidance",
+        nargs="+",
+        type=float,
+        default=[1.0, 1.25, 1.5, 2.0, 3.0, 4.0],
+        help="scales, for runs with labels",
     )
-    parser.add_argument("--context-guidance", nargs="+", type=float, default=[None], help="scales; by default the run's own")
-    parser.add_argument("--checkpoint", type=int, help="step of the checkpoint to draw from; by default the newest")
-    parser.add_argument("--steps", nargs="+", type=int, default=[None], help="of the solver; by default the run's own")
+    parser.add_argument(
+        "--context-guidance",
+        nargs="+",
+        type=float,
+        default=[None],
+        help="scales; by default the run's own",
+    )
+    parser.add_argument(
+        "--checkpoint", type=int, help="step of the checkpoint to draw from; by default the newest"
+    )
+    parser.add_argument(
+        "--steps",
+        nargs="+",
+        type=int,
+        default=[None],
+        help="of the solver; by default the run's own",
+    )
     args = parser.parse_args()
 
     real, labels = load_digits(return_X_y=True)
     real /= 16
-    fitted, held_out, fitted_labels, _ = train_test_split(real, labels, test_size=0.5, random_state=0)
+    fitted, held_out, fitted_labels, _ = train_test_split(
+        real, labels, test_size=0.5, random_state=0
+    )
     classifier = LogisticRegression(max_iter=5000).fit(fitted, fitted_labels)
     neighbours = NearestNeighbors(n_neighbors=2).fit(real)
 
@@ -73,14 +107,42 @@ def main() -> None:
 
     def row(name: str, *texts: str, digits: np.ndarray, others: np.ndarray, nearest: float) -> None:
         variation = np.abs(shares(digits) - shares(real)).sum() / 2
-        cells = frechet(digits, others), variation, digits.std() / others.std(), sure(digits), nearest
-        print(f"{name:24}" + "".join(f"{text:>9}" for text in texts) + "".join(f"{cell:9.3f}" for cell in cells), flush=True)
+        cells = (
+            frechet(digits, others),
+            variation,
+            digits.std() / others.std(),
+            sure(digits),
+            nearest,
+        )
+        print(
+            f"{name:24}"
+            + "".join(f"{text:>9}" for text in texts)
+            + "".join(f"{cell:9.3f}" for cell in cells),
+            flush=True,
+        )
 
-    head = ("", "guidance", "context", "steps", "right", "distance", "classes", "contrast", "sure", "nearest")
+    head = (
+        "",
+        "guidance",
+        "context",
+        "steps",
+        "right",
+        "distance",
+        "classes",
+        "contrast",
+        "sure",
+        "nearest",
+    )
     print(f"{head[0]:24}" + "".join(f"{name:>9}" for name in head[1:]))
     order = np.random.default_rng(0).permutation(len(real))
     between_real = np.median(neighbours.kneighbors(real)[0][:, 1])
-    row("two halves of real ones", *[""] * 4, digits=real[order[::2]], others=real[order[1::2]], nearest=between_real)
+    row(
+        "two halves of real ones",
+        *[""] * 4,
+        digits=real[order[::2]],
+        others=real[order[1::2]],
+        nearest=between_real,
+    )
     row("held-out real ones", *[""] * 4, digits=held_out, others=fitted, nearest=between_real)
     for run in args.runs:
         labelled = json.loads((Path(run) / "config.json").read_text()).get("classes") is not None

@@ -1,13 +1,15 @@
-"""What a training survives: `kill -9`, a full disk, malformed images, and a checkpoint with code in it.
+"""What a training survives: `kill -9`, a full disk, malformed images, and a checkpoint with code in
+it.
 
     python benchmarks/faults.py --kills 30
     python benchmarks/faults.py --kills 30 --processes 2
     python benchmarks/faults.py --kills 0 --disk --images FOLDER
 
-Each kill is a run of `ardiff train` of its own that `kill -9` ends at a random moment, in half of them while a checkpoint is being
-written. `ardiff resume` then goes on with it, and its last checkpoint is compared, bit by bit, with that of a run that nobody
-killed. `--disk` does the same with a disk that is too small (a tmpfs of its own, which takes root). `--images` changes the bytes of
-200 images of a folder, and looks at what comes of reading them.
+Each kill is a run of `ardiff train` of its own that `kill -9` ends at a random moment, in half of
+them while a checkpoint is being written. `ardiff resume` then goes on with it, and its last
+checkpoint is compared, bit by bit, with that of a run that nobody killed. `--disk` does the same
+with a disk that is too small (a tmpfs of its own, which takes root). `--images` changes the bytes
+of 200 images of a folder, and looks at what comes of reading them.
 """
 
 import argparse
@@ -29,13 +31,20 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from autoregressive_diffusion_pytorch.checkpoints import check_checkpoint, list_checkpoints, newest_checkpoint, write_checkpoint
-from autoregressive_diffusion_pytorch.image_dataset import DamagedImageError, find_images, read_image
+from autoregressive_diffusion_pytorch.data.image_files import DamagedImageError, read_image
+from autoregressive_diffusion_pytorch.data.image_folder import find_images
+from autoregressive_diffusion_pytorch.training.checkpoints import (
+    check_checkpoint,
+    list_checkpoints,
+    newest_checkpoint,
+    write_checkpoint,
+)
 
 STEPS, EVERY = 60, 4
 # augmented by dropped labels, accumulated, validated, read by a worker, in the device's precision
 TRAINING = (
-    f"train digits --labels --dim 64 --depth 2 --heads 2 --mlp-width 64 --batch-size 16 --accumulate 2 --steps {STEPS} --workers 1 "
+    "train digits --labels --dim 64 --depth 2 --heads 2 --mlp-width 64 --batch-size 16 "
+    f"--accumulate 2 --steps {STEPS} --workers 1 "
     f"--checkpoint-every {EVERY} --sample-every 25 --hold-out 0.02 --lr-schedule cosine"
 ).split()
 
@@ -52,7 +61,9 @@ def start(arguments: list[str], processes: int, log: Path) -> subprocess.Popen:
     """A command in the background."""
     environment = os.environ | dict(ACCELERATE_USE_CPU="true", OMP_NUM_THREADS="1")
     with log.open("ab") as file:
-        return subprocess.Popen(command(arguments, processes), stdout=file, stderr=file, env=environment)
+        return subprocess.Popen(
+            command(arguments, processes), stdout=file, stderr=file, env=environment
+        )
 
 
 def finish(arguments: list[str], processes: int, log: Path) -> None:
@@ -65,7 +76,10 @@ def contents(checkpoint: Path) -> dict[str, torch.Tensor | object]:
     """All that a checkpoint holds, by name."""
     found = {}
     for name in ("model", "online"):
-        found |= {f"{name}: {key}": value for key, value in load_file(checkpoint / f"{name}.safetensors").items()}
+        found |= {
+            f"{name}: {key}": value
+            for key, value in load_file(checkpoint / f"{name}.safetensors").items()
+        }
 
     def walk(prefix: str, value) -> None:
         if isinstance(value, (dict, list, tuple)):
@@ -79,15 +93,22 @@ def contents(checkpoint: Path) -> dict[str, torch.Tensor | object]:
 
 
 def same(first: Path, second: Path) -> bool:
-    """Whether two checkpoints hold the same bits: weights, average, moments, random states, counters."""
+    """Whether two checkpoints hold the same bits: weights, average, moments, random states,
+    counters."""
     one, other = contents(first), contents(second)
     if one.keys() != other.keys():
         return False
-    return all(torch.equal(a, other[key]) if isinstance(a, torch.Tensor) else a == other[key] for key, a in one.items())
+    return all(
+        torch.equal(a, other[key]) if isinstance(a, torch.Tensor) else a == other[key]
+        for key, a in one.items()
+    )
 
 
-def kill(run: Path, process: subprocess.Popen, step: int, delay: float, while_saving: bool) -> tuple[int, bool]:
-    """Kills a training a while after it saved a step, or at the next save: the last step it was seen to save, if it was saving."""
+def kill(
+    run: Path, process: subprocess.Popen, step: int, delay: float, while_saving: bool
+) -> tuple[int, bool]:
+    """Kills a training a while after it saved a step, or at the next save: the last step it was
+    seen to save, if it was saving."""
     deadline = math.inf
     saved = 0
     while process.poll() is None:
@@ -100,7 +121,10 @@ def kill(run: Path, process: subprocess.Popen, step: int, delay: float, while_sa
             break
     # the launcher's processes have groups of their own
     with contextlib.suppress(psutil.NoSuchProcess):
-        family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+        family = [
+            psutil.Process(process.pid),
+            *psutil.Process(process.pid).children(recursive=True),
+        ]
         for member in family:
             with contextlib.suppress(psutil.NoSuchProcess):
                 member.kill()
@@ -115,7 +139,9 @@ def kills(folder: Path, count: int, processes: int) -> bool:
     undisturbed = folder / "undisturbed"
     finish([*TRAINING, "--run", str(undisturbed)], processes, log)
     expected = newest_checkpoint(undisturbed / "checkpoints")
-    times = [checkpoint.stat().st_mtime for checkpoint in list_checkpoints(undisturbed / "checkpoints")]
+    times = [
+        checkpoint.stat().st_mtime for checkpoint in list_checkpoints(undisturbed / "checkpoints")
+    ]
     pause = (times[-1] - times[0]) / (len(times) - 1)
     moments = random.Random(0)
     identical = lost = saving = early = 0
@@ -141,20 +167,23 @@ def kills(folder: Path, count: int, processes: int) -> bool:
         equal = same(last, expected)
         identical += equal
         print(
-            f"{i + 1:3} killed after step {newest:2}{' in the midst of a save' if was_saving else '':23}"
+            f"{i + 1:3} killed after step {newest:2}"
+            f"{' in the midst of a save' if was_saving else '':23}"
             f" {'the same bits' if equal else 'OTHER BITS'}",
             flush=True,
         )
         shutil.rmtree(run)
     print(
-        f"{count} runs of {processes} process{'es' if processes > 1 else ''} killed, {saving} of them in the midst of a save and "
-        f"{early} before the first: {identical} ended with the bits of the undisturbed run, {lost} lost a checkpoint"
+        f"{count} runs of {processes} process{'es' if processes > 1 else ''} killed, {saving} of "
+        f"them in the midst of a save and {early} before the first: {identical} ended with the "
+        f"bits of the undisturbed run, {lost} lost a checkpoint"
     )
     return identical == count and not lost
 
 
 def full_disk(folder: Path) -> bool:
-    """Runs on disks of several sizes: each must stop with an error that says so, and go on when there is room."""
+    """Runs on disks of several sizes: each must stop with an error that says so, and go on when
+    there is room."""
     log = folder / "log"
     undisturbed = folder / "undisturbed"
     finish([*TRAINING, "--run", str(undisturbed)], 1, log)
@@ -165,11 +194,15 @@ def full_disk(folder: Path) -> bool:
     for bytes_there in sizes:
         disk = folder / "disk"
         disk.mkdir(exist_ok=True)
-        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={bytes_there}", "tmpfs", str(disk)], check=True)
+        subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", f"size={bytes_there}", "tmpfs", str(disk)], check=True
+        )
         try:
             own_log = folder / f"log-{bytes_there}"
             code = start([*TRAINING, "--run", str(disk / "run")], 1, own_log).wait(timeout=600)
-            said = "could not be written, what was saved before is untouched" in own_log.read_text(errors="replace")
+            said = "could not be written, what was saved before is untouched" in own_log.read_text(
+                errors="replace"
+            )
             checkpoints = list_checkpoints(disk / "run" / "checkpoints")
             for checkpoint in checkpoints:
                 check_checkpoint(checkpoint)
@@ -181,7 +214,8 @@ def full_disk(folder: Path) -> bool:
             else:
                 equal, went_on = True, "had none to go on from"
             print(
-                f"disk of {bytes_there / size:.1f} checkpoints: exit code {code}, {len(checkpoints)} whole ones, {went_on}",
+                f"disk of {bytes_there / size:.1f} checkpoints: exit code {code}, "
+                f"{len(checkpoints)} whole ones, {went_on}",
                 flush=True,
             )
             good += code != 0 and said and equal
@@ -192,7 +226,8 @@ def full_disk(folder: Path) -> bool:
 
 
 def mutated(data: bytes, numbers: np.random.Generator) -> bytes:
-    """A file that is cut off, changed in some bytes, with a part taken out or overwritten, or nothing but noise."""
+    """A file that is cut off, changed in some bytes, with a part taken out or overwritten, or
+    nothing but noise."""
     changed = bytearray(data)
     start, length = int(numbers.integers(len(data))), int(numbers.integers(1, 1 + len(data) // 4))
     kind = numbers.integers(5)
@@ -236,11 +271,34 @@ def malformed(folder: Path, source: Path) -> bool:
                 outcomes[ending]["unchanged" if difference < 0.02 else "changed"] += 1
     print(f"{'':6}{'named':>8}{'as before':>11}{'changed':>9}{'crashed':>9}   of 40 each")
     for ending, outcome in outcomes.items():
-        print(f"{ending:6}{outcome['named']:8}{outcome['unchanged']:11}{outcome['changed']:9}{outcome['crashed']:9}")
+        print(
+            f"{ending:6}{outcome['named']:8}{outcome['unchanged']:11}{outcome['changed']:9}{outcome['crashed']:9}"
+        )
     finish(
         [
-            *("train", str(files), "--skip-damaged", "--run", str(folder / "run"), "--steps", "2", "--image-size", "16"),
-            *("--patch-size", "8", "--dim", "32", "--depth", "1", "--heads", "2", "--mlp-width", "32"),
+            *(
+                "train",
+                str(files),
+                "--skip-damaged",
+                "--run",
+                str(folder / "run"),
+                "--steps",
+                "2",
+                "--image-size",
+                "16",
+            ),
+            *(
+                "--patch-size",
+                "8",
+                "--dim",
+                "32",
+                "--depth",
+                "1",
+                "--heads",
+                "2",
+                "--mlp-width",
+                "32",
+            ),
         ],
         1,
         folder / "log",
@@ -268,17 +326,28 @@ def payload(folder: Path) -> bool:
     write_checkpoint(run / "checkpoints", 5, forge)
     own_log = folder / "log-payload"
     code = start(["resume", str(run), "--steps", "9"], 1, own_log).wait(timeout=600)
-    refused = code != 0 and "is refused" in own_log.read_text(errors="replace") and not Path("executed").exists()
-    print(f"a checkpoint with a payload is {'refused' if refused else 'LOADED'}: {own_log.read_text(errors='replace').strip()}")
+    refused = (
+        code != 0
+        and "is refused" in own_log.read_text(errors="replace")
+        and not Path("executed").exists()
+    )
+    print(
+        f"a checkpoint with a payload is {'refused' if refused else 'LOADED'}: "
+        f"{own_log.read_text(errors='replace').strip()}"
+    )
     return refused
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--kills", type=int, default=30, help="runs to kill")
     parser.add_argument("--processes", type=int, default=1, help="of each run")
     parser.add_argument("--disk", action="store_true", help="runs on small disks; takes root")
-    parser.add_argument("--images", type=Path, metavar="FOLDER", help="images to change the bytes of")
+    parser.add_argument(
+        "--images", type=Path, metavar="FOLDER", help="images to change the bytes of"
+    )
     args = parser.parse_args()
     good = True
     for wanted, check in (

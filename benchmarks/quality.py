@@ -1,20 +1,24 @@
-"""Quality of samples: any set of configurations, trained for the same time on the same images, version 0.4.0 among them.
+"""Quality of samples: any set of configurations, trained for the same time on the same images,
+version 0.4.0 among them.
 
     pip install --target PEER autoregressive-diffusion-pytorch==0.4.0 --no-deps
     pip install --target PEER einx torchdiffeq
-    python benchmarks/quality.py comparison --peer PEER --images FOLDER --distance 'python frechet.py' --folder runs/comparison
+    python benchmarks/quality.py comparison --peer PEER --images FOLDER \\
+        --distance 'python frechet.py' --folder runs/comparison
 
-The sets are those of `configurations.py`. Each configuration is trained by its own library's trainer in a process of its own, draws
-samples after the given minutes of training, and goes on. A minute is one of processor time on each of its cores: what is saved and
-drawn does not count. With `--at-once 2` two at a time have a core each.
+The sets are those of `configurations.py`. Each configuration is trained by its own library's
+trainer in a process of its own, draws samples after the given minutes of training, and goes on. A
+minute is one of processor time on each of its cores: what is saved and drawn does not count. With
+`--at-once 2` two at a time have a core each.
 
-The distances are printed by any commands that take two files of images (n h w 3, 8 bit, .npy), real and generated ones: one number,
-or a first line of names and a last line of as many numbers. Or with `--features` they are this library's in the features of
-"inception" or of a network of torch.export.
+The distances are printed by any commands that take two files of images (n h w 3, 8 bit, .npy), real
+and generated ones: one number, or a first line of names and a last line of as many numbers. Or with
+`--features` they are this library's in the features of "inception" or of a network of torch.export.
 
-A folder is for one set at one size: what is in it already is not trained, drawn or measured again, so that a comparison that was
-ended goes on from the last mark, and any mark can be drawn again with other settings. `--plot` draws the first distance against
-evaluations of the network, for sets with several solvers.
+A folder is for one set at one size: what is in it already is not trained, drawn or measured again,
+so that a comparison that was ended goes on from the last mark, and any mark can be drawn again with
+other settings. `--plot` draws the first distance against evaluations of the network, for sets with
+several solvers.
 """
 
 from __future__ import annotations
@@ -62,10 +66,18 @@ class Comparison:
             return
         with ThreadPoolExecutor(self.args.at_once) as pool:
             # all of them, so that an error shows
-            list(pool.map(lambda configuration: self.advance(configuration, self.args.minutes, {}), self.configurations))
+            list(
+                pool.map(
+                    lambda configuration: self.advance(configuration, self.args.minutes, {}),
+                    self.configurations,
+                )
+            )
 
-    def advance(self, configuration: Configuration, marks: list[float], workers: dict[str, Worker]) -> None:
-        """Trains a configuration up to marks and measures it at each; a worker of `workers` stays for later marks."""
+    def advance(
+        self, configuration: Configuration, marks: list[float], workers: dict[str, Worker]
+    ) -> None:
+        """Trains a configuration up to marks and measures it at each; a worker of `workers` stays
+        for later marks."""
         folder = self.folder(configuration)
         for minutes in marks:
             wanted = self.wanted(configuration, minutes)
@@ -97,19 +109,31 @@ class Comparison:
         samplings = configuration.samplings
         if minutes != self.args.minutes[-1]:
             samplings = dict(list(samplings.items())[:1])  # on the way only the first
-        return {f"{configuration.name}|{sampling}|{minutes:g}": request for sampling, request in samplings.items()}
+        return {
+            f"{configuration.name}|{sampling}|{minutes:g}": request
+            for sampling, request in samplings.items()
+        }
 
-    def measure(self, name: str, worker: Worker, configuration: Configuration, minutes: float, request: dict) -> None:
+    def measure(
+        self, name: str, worker: Worker, configuration: Configuration, minutes: float, request: dict
+    ) -> None:
         sampling = name.split("|")[1]
-        samples = self.folder(configuration) / f"{as_file_name(f'samples {sampling}'.strip())}.{minutes:g}.npy"
+        samples = (
+            self.folder(configuration)
+            / f"{as_file_name(f'samples {sampling}'.strip())}.{minutes:g}.npy"
+        )
         request = dict(average=configuration.average) | request
-        row = worker.ask("draw", minutes=minutes, **request, count=self.args.count, file=str(samples))
+        row = worker.ask(
+            "draw", minutes=minutes, **request, count=self.args.count, file=str(samples)
+        )
         row |= dict(
             configuration=configuration.name,
             sampling=sampling,
             minutes=minutes,
             steps=marks_of(self.folder(configuration))[minutes],
-            distances=self.distance(self.args.folder / f"real.{configuration.image_size}.npy", samples),
+            distances=self.distance(
+                self.args.folder / f"real.{configuration.image_size}.npy", samples
+            ),
         )
         with self.lock:
             self.rows[name] = row
@@ -120,7 +144,10 @@ class Comparison:
     def show(self, row: dict) -> None:
         if not self.columns:
             self.columns = list(row["distances"])
-            print(f"{'':44}{'minutes':>8}{'steps':>8}{'ms/image':>10}" + "".join(f"{name[:10]:>11}" for name in self.columns))
+            print(
+                f"{'':44}{'minutes':>8}{'steps':>8}{'ms/image':>10}"
+                + "".join(f"{name[:10]:>11}" for name in self.columns)
+            )
         name = ", ".join(filter(None, (row["configuration"], row["sampling"])))
         speed = 1000 * row["seconds"] / self.args.count
         numbers = "".join(f"{row['distances'][column]:11.3f}" for column in self.columns)
@@ -138,7 +165,8 @@ def distances_by(args: argparse.Namespace) -> Callable[[Path, Path], dict[str, f
                 printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
                 # of two commands each has names of its own
                 found |= {
-                    name if name not in found else f"{name}-{i + 1}": value for name, value in read_distances(printed).items()
+                    name if name not in found else f"{name}-{i + 1}": value
+                    for name, value in read_distances(printed).items()
                 }
             return found
 
@@ -147,25 +175,40 @@ def distances_by(args: argparse.Namespace) -> Callable[[Path, Path], dict[str, f
     import numpy as np
     import torch
 
-    from autoregressive_diffusion_pytorch.evaluation import Inception, distances, features_of, load_feature_network
+    from autoregressive_diffusion_pytorch.evaluation.metrics import (
+        Inception,
+        distances,
+        features_of,
+        load_feature_network,
+    )
 
     network = Inception() if args.features == "inception" else load_feature_network(args.features)
 
     def by_features(real: Path, generated: Path) -> dict[str, float]:
-        images = [torch.from_numpy(np.load(file)).permute(0, 3, 1, 2) / 255 for file in (real, generated)]
-        features = [torch.cat([features_of(network, part)[0] for part in group.split(BATCH_SIZE)]) for group in images]
+        images = [
+            torch.from_numpy(np.load(file)).permute(0, 3, 1, 2) / 255 for file in (real, generated)
+        ]
+        features = [
+            torch.cat([features_of(network, part)[0] for part in group.split(BATCH_SIZE)])
+            for group in images
+        ]
         return distances(*features)
 
     return by_features
 
 
 def read_distances(printed: str) -> dict[str, float]:
-    """What a command printed: the numbers of its last line by the names of its first, or the first number of all."""
+    """What a command printed: the numbers of its last line by the names of its first, or the first
+    number of all."""
     number = r"-?\d[\d.]*(?:e-?\d+)?"
     lines = printed.strip().splitlines()
     names = lines[0].split()
     values = lines[-1].split()[-len(names) :]
-    if len(lines) > 1 and len(names) == len(values) and all(re.fullmatch(number, value) for value in values):
+    if (
+        len(lines) > 1
+        and len(names) == len(values)
+        and all(re.fullmatch(number, value) for value in values)
+    ):
         return dict(zip(names, map(float, values), strict=True))
     return dict(distance=float(re.search(number, printed)[0]))
 
@@ -176,7 +219,9 @@ def save_real(images: Path, image_size: int, file: Path) -> None:
     from autoregressive_diffusion_pytorch import ImageDataset
 
     dataset = ImageDataset(images, image_size)
-    np.save(file, np.stack([(image * 255).round().byte().permute(1, 2, 0).numpy() for image in dataset]))
+    np.save(
+        file, np.stack([(image * 255).round().byte().permute(1, 2, 0).numpy() for image in dataset])
+    )
 
 
 def plot(rows: list[dict], file: Path) -> None:
@@ -188,7 +233,9 @@ def plot(rows: list[dict], file: Path) -> None:
     from matplotlib.ticker import LogLocator
 
     names = list(dict.fromkeys(row["configuration"] for row in rows))
-    figure, axes = pyplot.subplots(1, len(names), figsize=(9, 3.6), sharey=True, squeeze=False, layout="constrained")
+    figure, axes = pyplot.subplots(
+        1, len(names), figsize=(9, 3.6), sharey=True, squeeze=False, layout="constrained"
+    )
     for axis, name in zip(axes[0], names, strict=True):
         curves = {}
         for row in rows:
@@ -198,8 +245,16 @@ def plot(rows: list[dict], file: Path) -> None:
                 )
         for solver, points in curves.items():
             axis.plot(*zip(*sorted(points), strict=True), marker="o", markersize=4, label=solver)
-        axis.set(title=name, xlabel="evaluations of the head's network for each token", xscale="log", yscale="log")
-        axis.set_xticks(ticks := sorted(evaluations for evaluations, _ in next(iter(curves.values()), [])), map(str, ticks))
+        axis.set(
+            title=name,
+            xlabel="evaluations of the head's network for each token",
+            xscale="log",
+            yscale="log",
+        )
+        axis.set_xticks(
+            ticks := sorted(evaluations for evaluations, _ in next(iter(curves.values()), [])),
+            map(str, ticks),
+        )
         axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axis.yaxis.set_major_formatter("{x:g}")
         axis.minorticks_off()
@@ -209,23 +264,67 @@ def plot(rows: list[dict], file: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("set", choices=list(SETS), help="which configurations")
-    parser.add_argument("--images", required=True, type=Path, metavar="FOLDER", help="images to train on")
-    measure = parser.add_mutually_exclusive_group(required=True)
-    measure.add_argument("--distance", nargs="+", metavar="COMMAND", help="commands that measure distances of two files of images")
-    measure.add_argument("--features", metavar="NETWORK", help="'inception', or a file: Fréchet distance in its features")
-    parser.add_argument("--folder", required=True, type=Path, metavar="FOLDER", help="for the trained models and the results")
-    parser.add_argument("--peer", type=Path, metavar="DIR", help="where version 0.4.0 is installed; without it, only ours")
-    parser.add_argument("--minutes", type=float, nargs="+", default=[7.0], help="of training: samples are measured after each")
-    parser.add_argument("--count", type=int, default=2000, help="samples for each figure")
-    parser.add_argument("--only", nargs="+", metavar="NAME", help="these configurations of the set, in this order")
-    parser.add_argument(
-        "--at-once", type=int, default=1, metavar="N", help="train so many at a time, each on its share of the cores"
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--precision", choices=("no", "bf16"), help="of our training; by default that of `ardiff train` here")
-    parser.add_argument("--interleave", action="store_true", help="train all in turn, from mark to mark")
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="picture of distances against evaluations")
+    parser.add_argument("set", choices=list(SETS), help="which configurations")
+    parser.add_argument(
+        "--images", required=True, type=Path, metavar="FOLDER", help="images to train on"
+    )
+    measure = parser.add_mutually_exclusive_group(required=True)
+    measure.add_argument(
+        "--distance",
+        nargs="+",
+        metavar="COMMAND",
+        help="commands that measure distances of two files of images",
+    )
+    measure.add_argument(
+        "--features",
+        metavar="NETWORK",
+        help="'inception', or a file: Fréchet distance in its features",
+    )
+    parser.add_argument(
+        "--folder",
+        required=True,
+        type=Path,
+        metavar="FOLDER",
+        help="for the trained models and the results",
+    )
+    parser.add_argument(
+        "--peer",
+        type=Path,
+        metavar="DIR",
+        help="where version 0.4.0 is installed; without it, only ours",
+    )
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        nargs="+",
+        default=[7.0],
+        help="of training: samples are measured after each",
+    )
+    parser.add_argument("--count", type=int, default=2000, help="samples for each figure")
+    parser.add_argument(
+        "--only", nargs="+", metavar="NAME", help="these configurations of the set, in this order"
+    )
+    parser.add_argument(
+        "--at-once",
+        type=int,
+        default=1,
+        metavar="N",
+        help="train so many at a time, each on its share of the cores",
+    )
+    parser.add_argument(
+        "--precision",
+        choices=("no", "bf16"),
+        help="of our training; by default that of `ardiff train` here",
+    )
+    parser.add_argument(
+        "--interleave", action="store_true", help="train all in turn, from mark to mark"
+    )
+    parser.add_argument(
+        "--plot", type=Path, metavar="FILE", help="picture of distances against evaluations"
+    )
     args = parser.parse_args()
     if args.interleave and args.at_once > 1:
         parser.error("--interleave and --at-once exclude each other")

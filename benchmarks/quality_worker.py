@@ -1,4 +1,5 @@
-"""The processes of `quality.py`: each trains one configuration with its own library, and draws from it."""
+"""The processes of `quality.py`: each trains one configuration with its own library, and draws from
+it."""
 
 from __future__ import annotations
 
@@ -20,17 +21,21 @@ BATCH_SIZE = 250  # of sampling
 
 @dataclass(frozen=True)
 class Configuration:
-    """What to train, and how to draw from it. All that is not given is the library's default, but for the precision.
+    """What to train, and how to draw from it. All that is not given is the library's default, but
+    for the precision.
 
     Args:
         name: of the row.
-        is_peer: version 0.4.0, of which only `head`, `patch_size`, `image_size`, `model`, `trainer` and `seed` can be chosen.
+        is_peer: version 0.4.0, of which only `head`, `patch_size`, `image_size`, `model`, `trainer`
+            and `seed` can be chosen.
         head: "diffusion" or "flow".
-        model, head_kwargs, image, dataset, trainer: arguments of the sequence model, its head, the image model, `ImageDataset` and
-            `ImageTrainer`.
-        precision: accelerate's name of the mixed precision; by default, as "ardiff train" does, the one that trains fastest here.
+        model, head_kwargs, image, dataset, trainer: arguments of the sequence model, its head, the
+            image model, `ImageDataset` and `ImageTrainer`.
+        precision: accelerate's name of the mixed precision; by default, as "ardiff train" does, the
+            one that trains fastest here.
         variant, trainer_variant: functions of `variants.py` that change the model and the trainer.
-        average: the weights to draw from: "" for the trainer's average, "raw", or one of `average_widths`.
+        average: the weights to draw from: "" for the trainer's average, "raw", or one of
+            `average_widths`.
         average_widths: further averages to keep, by their width relative to the training.
         samplings: arguments of `sample`, and `average`, by the name of the row.
     """
@@ -60,7 +65,8 @@ class TimeIsUp(Exception):
 
 
 class UntilDeadline:
-    """A dataset that ends the training which reads it, after minutes of its processor time: other work changes nothing."""
+    """A dataset that ends the training which reads it, after minutes of its processor time: other
+    work changes nothing."""
 
     def __init__(self, dataset):
         self.dataset = dataset
@@ -90,12 +96,19 @@ def work_as_peer(configuration: Configuration, folder: Path, images: str) -> Non
 
     torch.manual_seed(configuration.seed)
     model = getattr(package, CLASSES[configuration.head])(
-        model=SIZES | configuration.model, image_size=configuration.image_size, patch_size=configuration.patch_size
+        model=SIZES | configuration.model,
+        image_size=configuration.image_size,
+        patch_size=configuration.patch_size,
     )
     dataset = UntilDeadline(package.ImageDataset(images, configuration.image_size))
     never = dict(num_train_steps=10**9, save_results_every=10**9, checkpoint_every=10**9)
     trainer = package.ImageTrainer(
-        model, dataset=dataset, checkpoints_folder=folder, results_folder=folder, **never, **configuration.trainer
+        model,
+        dataset=dataset,
+        checkpoints_folder=folder,
+        results_folder=folder,
+        **never,
+        **configuration.trainer,
     )
     averages = dict(raw=model, averaged=trainer.ema_model.ema_model)
 
@@ -113,7 +126,9 @@ def work_as_peer(configuration: Configuration, folder: Path, images: str) -> Non
         with suppress(TimeIsUp):
             trainer()
         state = dict(model=model, average=trainer.ema_model, optimizer=trainer.optimizer)
-        torch.save({name: part.state_dict() for name, part in state.items()}, folder / f"{minutes:g}.pt")
+        torch.save(
+            {name: part.state_dict() for name, part in state.items()}, folder / f"{minutes:g}.pt"
+        )
         add_mark(folder, minutes, steps=int(trainer.ema_model.step))
         return {}
 
@@ -134,8 +149,8 @@ def work_as_ours(configuration: Configuration, folder: Path, images: str) -> Non
     from safetensors.torch import load_model
 
     import autoregressive_diffusion_pytorch as package
-    from autoregressive_diffusion_pytorch.checkpoints import list_checkpoints, step_of
-    from autoregressive_diffusion_pytorch.modes import best_precision
+    from autoregressive_diffusion_pytorch.training.checkpoints import list_checkpoints, step_of
+    from autoregressive_diffusion_pytorch.utils.modes import best_precision
 
     torch.manual_seed(configuration.seed)
     options = dict(labels_from_folders=configuration.labels) | configuration.dataset
@@ -155,7 +170,8 @@ def work_as_ours(configuration: Configuration, folder: Path, images: str) -> Non
     newest = newest_mark(folder)
     for checkpoint in list_checkpoints(folder / "checkpoints"):
         if step_of(checkpoint) > marks_of(folder).get(newest, 0):
-            shutil.rmtree(checkpoint)  # of a training that was ended between marks: its time is not known
+            # of a training that was ended between marks: its time is not known
+            shutil.rmtree(checkpoint)
     trainer = package.ImageTrainer(
         model,
         dataset=dataset,
@@ -166,13 +182,18 @@ def work_as_ours(configuration: Configuration, folder: Path, images: str) -> Non
         log_with=None,
         resume=newest > 0,
         accelerate_kwargs=dict(mixed_precision=precision),
-        **dict(save_results_every=10**9, checkpoint_every=10**9, keep_last=None) | configuration.trainer,
+        **dict(save_results_every=10**9, checkpoint_every=10**9, keep_last=None)
+        | configuration.trainer,
     )
     if configuration.trainer_variant:
         getattr(variants, configuration.trainer_variant)(trainer)
     averages = {"": trainer.ema.ema_model, "raw": model}
-    # other lengths of the average, of Karras et al. 2024 (https://arxiv.org/abs/2312.02696), beside the trainer's own
-    others = {str(width): KarrasEMA(model, sigma_rel=width, update_every=1) for width in configuration.average_widths}
+    # other lengths of the average, of Karras et al. 2024 (https://arxiv.org/abs/2312.02696), beside
+    # the trainer's own
+    others = {
+        str(width): KarrasEMA(model, sigma_rel=width, update_every=1)
+        for width in configuration.average_widths
+    }
     averages |= {name: other.ema_model for name, other in others.items()}
     others_file = folder / "averages.pt"
     if newest and others:
@@ -243,7 +264,11 @@ def as_file_name(name: str) -> str:
 def marks_of(folder: Path) -> dict[float, int]:
     """The minutes of training that are saved, and the steps by then."""
     file = folder / "marks.json"
-    return {float(minutes): steps for minutes, steps in json.loads(file.read_text()).items()} if file.exists() else {}
+    return (
+        {float(minutes): steps for minutes, steps in json.loads(file.read_text()).items()}
+        if file.exists()
+        else {}
+    )
 
 
 def newest_mark(folder: Path) -> float:

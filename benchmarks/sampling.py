@@ -1,14 +1,16 @@
-"""Sampling: version 0.4.0 of the package, this library, and the cached transformer alone, in one run.
+"""Sampling: version 0.4.0 of the package, this library, and the cached transformer alone, in one
+run.
 
     pip install --target PEER autoregressive-diffusion-pytorch==0.4.0 --no-deps
     pip install --target PEER einx torchdiffeq
     python benchmarks/sampling.py --peer PEER
 
-The models have the arguments of the README's trainer example and random weights, and sample at each side's own defaults. Three
-tables: seconds a batch on 128 × 128 pixels (64 tokens of 768 numbers); the growth with the number of tokens; the growth with the
-number of steps. "transformer" is the time of the cached transformer's steps alone, "head / transformer" the head's time in units
-of it. Memory is the most that was held above what the model holds at rest. Each version lives in a process of its own; they take
-turns, and the figures are medians. All of it is also written as JSON, with `--json`.
+The models have the arguments of the README's trainer example and random weights, and sample at each
+side's own defaults. Three tables: seconds a batch on 128 × 128 pixels (64 tokens of 768 numbers);
+the growth with the number of tokens; the growth with the number of steps. "transformer" is the time
+of the cached transformer's steps alone, "head / transformer" the head's time in units of it. Memory
+is the most that was held above what the model holds at rest. Each version lives in a process of its
+own; they take turns, and the figures are medians. All of it is also written as JSON, with `--json`.
 """
 
 import argparse
@@ -37,7 +39,9 @@ def work(side: str, head: str, device: str, dtype: str, *compile: str) -> None:
     def make(num_tokens: int):
         torch.manual_seed(0)
         image_size = PATCH_SIZE * round(num_tokens**0.5)
-        model = getattr(package, CLASSES[head])(model=dict(dim=DIM), image_size=image_size, patch_size=PATCH_SIZE)
+        model = getattr(package, CLASSES[head])(
+            model=dict(dim=DIM), image_size=image_size, patch_size=PATCH_SIZE
+        )
         return model.to(device, getattr(torch, dtype)).eval()
 
     models = {}  # one at a time: the largest would be at rest in the memory of all
@@ -59,12 +63,17 @@ def work(side: str, head: str, device: str, dtype: str, *compile: str) -> None:
 
     def sample(batch_size: int, num_tokens: int, num_steps: int | None = None) -> dict:
         model = model_of(num_tokens)
-        return timed(model.sample, batch_size=batch_size, **options, **({} if num_steps is None else dict(num_steps=num_steps)))
+        return timed(
+            model.sample,
+            batch_size=batch_size,
+            **options,
+            **({} if num_steps is None else dict(num_steps=num_steps)),
+        )
 
     def transformer(batch_size: int, num_tokens: int) -> dict:
         step = model_of(num_tokens).model.backbone.step
         if options:
-            from autoregressive_diffusion_pytorch.compilation import compiled
+            from autoregressive_diffusion_pytorch.utils.modes import compiled
 
             step = compiled(step, dynamic=True)
         embeds = torch.randn(batch_size, 1, DIM, device=device, dtype=getattr(torch, dtype))
@@ -81,11 +90,13 @@ def work(side: str, head: str, device: str, dtype: str, *compile: str) -> None:
 
 
 class ProcessMemory:
-    """How far the resident memory of this process rises above what it is now; on Linux, elsewhere nothing is known."""
+    """How far the resident memory of this process rises above what it is now; on Linux, elsewhere
+    nothing is known."""
 
     def __init__(self):
         try:
-            ctypes.CDLL(None).malloc_trim(0)  # what earlier runs have left free goes back to the system
+            # what earlier runs have left free goes back to the system
+            ctypes.CDLL(None).malloc_trim(0)
             Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
             self.at_rest = self.read("VmRSS")
         except (AttributeError, OSError):
@@ -93,7 +104,9 @@ class ProcessMemory:
 
     def read(self, name: str) -> float:
         try:
-            return 1024 * int(re.search(rf"{name}:\s*(\d+) kB", Path("/proc/self/status").read_text())[1])
+            return 1024 * int(
+                re.search(rf"{name}:\s*(\d+) kB", Path("/proc/self/status").read_text())[1]
+            )
         except (OSError, TypeError):
             return float("nan")
 
@@ -117,10 +130,14 @@ class CudaMemory:
 
 
 def medians(repeats: int, *questions: tuple[Worker, str], **request) -> list[dict]:
-    """Asks the workers in turns, and returns the medians of each one's answers; the first, which warms up, does not count."""
-    turns = [[worker.ask(what, **request) for worker, what in questions] for _ in range(repeats + 1)][1:]
+    """Asks the workers in turns, and returns the medians of each one's answers; the first, which
+    warms up, does not count."""
+    turns = [
+        [worker.ask(what, **request) for worker, what in questions] for _ in range(repeats + 1)
+    ][1:]
     return [
-        {name: statistics.median(answer[name] for answer in answers) for name in answers[0]} for answers in zip(*turns, strict=True)
+        {name: statistics.median(answer[name] for answer in answers) for name in answers[0]}
+        for answers in zip(*turns, strict=True)
     ]
 
 
@@ -131,7 +148,9 @@ def against_the_peer(workers: dict[str, Worker], args: argparse.Namespace, head:
         questions = [(workers["ours"], "sample"), (workers["ours"], "transformer")]
         if "peer" in workers:
             questions.append((workers["peer"], "sample"))
-        ours, transformer, *peer = medians(args.repeats, *questions, batch_size=batch_size, num_tokens=64)
+        ours, transformer, *peer = medians(
+            args.repeats, *questions, batch_size=batch_size, num_tokens=64
+        )
         rows.append(
             dict(
                 head=head,
@@ -160,7 +179,9 @@ def growth_with_tokens(worker: Worker, args: argparse.Namespace, head: str) -> l
                 tokens=num_tokens,
                 ours=ours["seconds"],
                 transformer=transformer["seconds"],
-                head_milliseconds_a_token=1000 * (ours["seconds"] - transformer["seconds"]) / num_tokens,
+                head_milliseconds_a_token=1000
+                * (ours["seconds"] - transformer["seconds"])
+                / num_tokens,
                 megabytes=ours["megabytes"],
             )
         )
@@ -170,8 +191,12 @@ def growth_with_tokens(worker: Worker, args: argparse.Namespace, head: str) -> l
 def growth_with_steps(worker: Worker, args: argparse.Namespace, head: str) -> list[dict]:
     rows = []
     for num_steps in args.steps:
-        (ours,) = medians(args.repeats, (worker, "sample"), batch_size=16, num_tokens=64, num_steps=num_steps)
-        rows.append(dict(head=head, steps=num_steps, ours=ours["seconds"], megabytes=ours["megabytes"]))
+        (ours,) = medians(
+            args.repeats, (worker, "sample"), batch_size=16, num_tokens=64, num_steps=num_steps
+        )
+        rows.append(
+            dict(head=head, steps=num_steps, ours=ours["seconds"], megabytes=ours["megabytes"])
+        )
     return rows
 
 
@@ -187,34 +212,66 @@ def print_table(title: str, rows: list[dict]) -> None:
     cells += [[as_text(value) for value in row.values()] for row in rows]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     for line in cells:
-        print("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)), flush=True)
+        print(
+            "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)),
+            flush=True,
+        )
 
 
 def main() -> None:
     if sys.argv[1:2] == ["--work"]:
         work(*sys.argv[2:])
         return
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--peer", type=Path, metavar="DIR", help="where version 0.4.0 is installed; without it, only ours")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--peer",
+        type=Path,
+        metavar="DIR",
+        help="where version 0.4.0 is installed; without it, only ours",
+    )
     parser.add_argument("--heads", nargs="+", choices=CLASSES, default=list(CLASSES))
     parser.add_argument("--batch-sizes", nargs="*", type=int, default=[1, 16, 64])
-    parser.add_argument("--tokens", nargs="*", type=int, default=[64, 256, 1024], help="numbers of tokens, squares")
-    parser.add_argument("--steps", nargs="*", type=int, default=[4, 16, 64], help="numbers of steps")
+    parser.add_argument(
+        "--tokens", nargs="*", type=int, default=[64, 256, 1024], help="numbers of tokens, squares"
+    )
+    parser.add_argument(
+        "--steps", nargs="*", type=int, default=[4, 16, 64], help="numbers of steps"
+    )
     parser.add_argument("--repeats", type=int, default=3, help="timed runs of each")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="type of the weights, of ours")
-    parser.add_argument("--compile", action="store_true", help="compile ours, and the transformer alone")
+    parser.add_argument(
+        "--dtype",
+        choices=["float32", "bfloat16"],
+        default="float32",
+        help="type of the weights, of ours",
+    )
+    parser.add_argument(
+        "--compile", action="store_true", help="compile ours, and the transformer alone"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the tables here")
     args = parser.parse_args()
     if any(round(n**0.5) ** 2 != n for n in args.tokens):
         parser.error(f"--tokens must be squares, got {args.tokens}")
 
-    tables = {"against the peer, seconds a batch": [], "tokens, batch of 1": [], "steps, batch of 16": []}
+    tables = {
+        "against the peer, seconds a batch": [],
+        "tokens, batch of 1": [],
+        "steps, batch of 16": [],
+    }
     for head in args.heads:
         with contextlib.ExitStack() as stack:
-            sides = {"ours": (OURS, args.dtype), **({"peer": (args.peer, "float32")} if args.peer else {})}
+            sides = {
+                "ours": (OURS, args.dtype),
+                **({"peer": (args.peer, "float32")} if args.peer else {}),
+            }
             workers = {
-                side: Worker(__file__, ["--work", side, head, args.device, dtype, *["--compile"] * args.compile], path)
+                side: Worker(
+                    __file__,
+                    ["--work", side, head, args.device, dtype, *["--compile"] * args.compile],
+                    path,
+                )
                 for side, (path, dtype) in sides.items()
             }
             for worker in workers.values():

@@ -1,19 +1,23 @@
-"""Training: version 0.4.0 of the package, this library, and the machine's matrix products, in one run.
+"""Training: version 0.4.0 of the package, this library, and the machine's matrix products, in one
+run.
 
     pip install --target PEER autoregressive-diffusion-pytorch==0.4.0 --no-deps
     pip install --target PEER einx torchdiffeq
     python benchmarks/training.py --peer PEER --images FOLDER
-    python benchmarks/training.py --images FOLDER --device cuda --dim 768 --depth 12 --heads flow --compile
+    python benchmarks/training.py --images FOLDER --device cuda --dim 768 --depth 12 \\
+        --heads flow --compile
 
-Both sides have the arguments of the README's trainer example (images of 128 × 128 pixels, width 512, depth 8) and the defaults of
-their own for the rest, one noise draw a token among them. A step is forward, backward and Adam, on the same images in the same
-order. Ours also trains in bf16 mixed precision, and with gradient checkpointing.
+Both sides have the arguments of the README's trainer example (images of 128 × 128 pixels, width
+512, depth 8) and the defaults of their own for the rest, one noise draw a token among them. A step
+is forward, backward and Adam, on the same images in the same order. Ours also trains in bf16 mixed
+precision, and with gradient checkpointing.
 
-"Of the machine" is the share of the rate of matrix products that the training reaches: the operations of matrix products and
-attention in a step, forward and backward, over those of one large product in the same time and precision, measured in turn with the
-steps. The loss is the mean of the last quarter of the steps. Memory is the most that a step held above what was held before. Each
-model lives in a process of its own; they take turns, a few steps each, so that a machine that slows down does so for all. Figures
-are medians.
+"Of the machine" is the share of the rate of matrix products that the training reaches: the
+operations of matrix products and attention in a step, forward and backward, over those of one large
+product in the same time and precision, measured in turn with the steps. The loss is the mean of the
+last quarter of the steps. Memory is the most that a step held above what was held before. Each
+model lives in a process of its own; they take turns, a few steps each, so that a machine that slows
+down does so for all. Figures are medians.
 """
 
 import argparse
@@ -45,7 +49,9 @@ def work(head: str, images_file: str, arguments: str) -> None:
     torch.manual_seed(0)
     images = torch.load(images_file, weights_only=True)
     sizes = dict(dim=options["dim"], depth=options["depth"])
-    model = getattr(package, CLASSES[head])(model=sizes, image_size=IMAGE_SIZE, patch_size=PATCH_SIZE).to(device)
+    model = getattr(package, CLASSES[head])(
+        model=sizes, image_size=IMAGE_SIZE, patch_size=PATCH_SIZE
+    ).to(device)
     if options["checkpointing"]:
         model.checkpoint_gradients()
     loss_of = torch.compile(model) if options["compile"] else model
@@ -55,7 +61,9 @@ def work(head: str, images_file: str, arguments: str) -> None:
     a, b = torch.randn(2, size, size, device=device).to(dtype).unbind()
 
     def step(function=loss_of) -> float:
-        batch = images[torch.randint(len(images), (options["batch_size"],), generator=order)].to(device)
+        batch = images[torch.randint(len(images), (options["batch_size"],), generator=order)].to(
+            device
+        )
         with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
             loss = function(batch)
         loss.backward()
@@ -79,7 +87,9 @@ def work(head: str, images_file: str, arguments: str) -> None:
             losses.append(step())
             synchronize()
             seconds.append(time.perf_counter() - started)
-        return dict(losses=losses, seconds=seconds, rate=2 * size**3 / min(product() for _ in range(5)))
+        return dict(
+            losses=losses, seconds=seconds, rate=2 * size**3 / min(product() for _ in range(5))
+        )
 
     def measure() -> dict:
         with FlopCounterMode(display=False) as counter:
@@ -87,13 +97,24 @@ def work(head: str, images_file: str, arguments: str) -> None:
         memory = CudaMemory() if device.type == "cuda" else ProcessMemory()
         step()
         parameters = sum(p.numel() for p in model.parameters())
-        return dict(parameters=parameters, flops=counter.get_total_flops(), megabytes=memory.growth() / 2**20)
+        return dict(
+            parameters=parameters,
+            flops=counter.get_total_flops(),
+            megabytes=memory.growth() / 2**20,
+        )
 
     serve(train=train, measure=measure)
 
 
 def compare(args: argparse.Namespace, images_file: str, stack: contextlib.ExitStack) -> None:
-    common = dict(device=args.device, dtype="float32", compile=False, checkpointing=False, dim=args.dim, depth=args.depth)
+    common = dict(
+        device=args.device,
+        dtype="float32",
+        compile=False,
+        checkpointing=False,
+        dim=args.dim,
+        depth=args.depth,
+    )
     common |= dict(batch_size=args.batch_size)
     variants = {"0.4.0": (Path(args.peer), {})} if args.peer else {}
     variants |= {
@@ -104,7 +125,9 @@ def compare(args: argparse.Namespace, images_file: str, stack: contextlib.ExitSt
     if args.compile:
         variants["this, bf16, compiled"] = (OURS, dict(dtype="bfloat16", compile=True))
     workers = {
-        (head, name): Worker(__file__, ["--work", head, images_file, json.dumps(common | options)], path)
+        (head, name): Worker(
+            __file__, ["--work", head, images_file, json.dumps(common | options)], path
+        )
         for head in args.heads
         for name, (path, options) in variants.items()
     }
@@ -116,17 +139,29 @@ def compare(args: argparse.Namespace, images_file: str, stack: contextlib.ExitSt
         for key, worker in workers.items():
             answers[key].append(worker.ask("train"))
 
-    titles = ("parameters", f"loss, {args.steps} steps", "s/step", "images/s", "of the machine", "MB")
-    print(f"{'':32}{titles[0]:>12}{titles[1]:>17}{titles[2]:>8}{titles[3]:>10}{titles[4]:>16}{titles[5]:>7}")
+    titles = (
+        "parameters",
+        f"loss, {args.steps} steps",
+        "s/step",
+        "images/s",
+        "of the machine",
+        "MB",
+    )
+    print(
+        f"{'':32}{titles[0]:>12}{titles[1]:>17}{titles[2]:>8}{titles[3]:>10}{titles[4]:>16}{titles[5]:>7}"
+    )
     for (head, name), turns in answers.items():
         size = sizes[head, name]
         losses = [loss for turn in turns for loss in turn["losses"]]
         loss = statistics.mean(losses[-max(len(losses) // 4, 1) :])
         step = statistics.median(seconds for turn in turns for seconds in turn["seconds"])
         rate = statistics.median(turn["rate"] for turn in turns)
-        flops = sizes[head, name.replace(", checkpointing", "")]["flops"]  # what is computed again does not count
+        flops = sizes[head, name.replace(", checkpointing", "")][
+            "flops"
+        ]  # what is computed again does not count
         print(
-            f"{head:10}{name:22}{size['parameters']:12,}{loss:17.4f}{step:8.3f}{args.batch_size / step:10.1f}"
+            f"{head:10}{name:22}{size['parameters']:12,}{loss:17.4f}{step:8.3f}"
+            f"{args.batch_size / step:10.1f}"
             f"{flops / step / rate:16.2f}{size['megabytes']:7.0f}"
         )
 
@@ -135,7 +170,9 @@ def main() -> None:
     if sys.argv[1:2] == ["--work"]:
         work(*sys.argv[2:])
         return
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--peer", metavar="DIR", help="where version 0.4.0 is installed")
     parser.add_argument("--images", required=True, metavar="FOLDER", help="images to train on")
     parser.add_argument("--heads", nargs="+", choices=list(CLASSES), default=list(CLASSES))

@@ -1,6 +1,7 @@
 """What was tried and left out of the library, for `configurations.py`.
 
-Functions of an image model and its dataset that give a changed model, and `muon`, which changes a trainer.
+Functions of an image model and its dataset that give a changed model, and `muon`, which changes a
+trainer.
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ from torch.nn import Module
 from torch.optim import AdamW
 
 from autoregressive_diffusion_pytorch import MLP, ImageTrainer
-from autoregressive_diffusion_pytorch.backbone import AxialPositions
-from autoregressive_diffusion_pytorch.image import ImageAutoregressive, patchify
+from autoregressive_diffusion_pytorch.models.image import ImageAutoregressive
+from autoregressive_diffusion_pytorch.models.positions import AxialPositions
+from autoregressive_diffusion_pytorch.models.tokenizers import patchify
 
 
 def plain_positions(model: ImageAutoregressive, dataset) -> Module:
@@ -33,12 +35,16 @@ class RotaryByAxis(Module):
 
     def forward(self, positions: Tensor) -> tuple[Tensor, float]:
         positions = positions.reshape(-1, positions.shape[-1])
-        by_axis = [axis.unsqueeze(-1) * self.frequencies for axis in (positions // self.columns, positions % self.columns)]
+        by_axis = [
+            axis.unsqueeze(-1) * self.frequencies
+            for axis in (positions // self.columns, positions % self.columns)
+        ]
         return torch.cat(by_axis, dim=-1).repeat_interleave(2, dim=-1), 1.0
 
 
 def rotary_2d(model: ImageAutoregressive, dataset) -> Module:
-    """Rotary positions by rows and columns, of a model whose decoder has those along the sequence."""
+    """Rotary positions by rows and columns, of a model whose decoder has those along the
+    sequence."""
     decoder = model.model.backbone.decoder
     columns = model.image_size[1] // model.patch_size[1]
     decoder.rotary_pos_emb = RotaryByAxis(2 * len(decoder.rotary_pos_emb.inv_freq), columns)
@@ -46,7 +52,8 @@ def rotary_2d(model: ImageAutoregressive, dataset) -> Module:
 
 
 class WithPositions(Module):
-    """A backbone whose outputs are told their position once more, as before the denoiser of Li et al. 2024."""
+    """A backbone whose outputs are told their position once more, as before the denoiser of Li et
+    al. 2024."""
 
     def __init__(self, backbone: Module, dim: int):
         super().__init__()
@@ -68,7 +75,8 @@ def positions_before_head(model: ImageAutoregressive, dataset) -> Module:
 
 
 class Rescaled(Module):
-    """A model of tokens in their principal axes, each divided by a power of its standard deviation; 1 makes all of one variance."""
+    """A model of tokens in their principal axes, each divided by a power of its standard deviation;
+    1 makes all of one variance."""
 
     def __init__(self, inner: ImageAutoregressive, dataset, power: float):
         super().__init__()
@@ -89,11 +97,13 @@ class Rescaled(Module):
         return self.inner.model
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.inner.model((patchify(images * 2 - 1, self.inner.patch_size) - self.mean) @ self.rescale)
+        return self.inner.model(
+            (patchify(images * 2 - 1, self.inner.patch_size) - self.mean) @ self.rescale
+        )
 
     def sample(self, batch_size: int, **kwargs) -> Tensor:
         tokens = self.inner.model.sample(batch_size, None, seq_len=None, **kwargs)
-        return self.inner._to_images(tokens @ self.restore + self.mean)
+        return self.inner.tokenizer.decode(tokens @ self.restore + self.mean)
 
 
 def whitened(model: ImageAutoregressive, dataset) -> Module:
@@ -125,15 +135,18 @@ class ModulatedByBlock(MLP):
 
 
 def modulation_by_block(model: ImageAutoregressive, dataset) -> Module:
-    net = model.model.head.net
-    model.model.head.net = ModulatedByBlock(net.dim_cond, net.dim_input, width=net.proj_in.out_features)
+    head = model.model.head
+    width = head.net.proj_in.out_features
+    head.net = ModulatedByBlock(head.dim_z, head.dim_token, width=width)
     return model
 
 
 class Muon(AdamW):
-    """AdamW, but for groups with `orthogonal`: their momentum is made orthogonal by Newton and Schulz (Jordan et al. 2024).
+    """AdamW, but for groups with `orthogonal`: their momentum is made orthogonal by Newton and
+    Schulz (Jordan et al. 2024).
 
-    torch's own Muon multiplies in bfloat16, which takes seconds a step on processors without instructions for it.
+    torch's own Muon multiplies in bfloat16, which takes seconds a step on processors without
+    instructions for it.
     """
 
     @torch.no_grad()
@@ -172,19 +185,27 @@ def muon(trainer: ImageTrainer) -> None:
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear) and not any(end in f"{name}." for end in ends)
     ]
-    others = [parameter for parameter in model.parameters() if all(parameter is not weight for weight in inner)]
-    groups = [dict(params=inner, orthogonal=True, weight_decay=0.02), dict(params=others, weight_decay=0.0)]
+    others = [
+        parameter
+        for parameter in model.parameters()
+        if all(parameter is not weight for weight in inner)
+    ]
+    groups = [
+        dict(params=inner, orthogonal=True, weight_decay=0.02),
+        dict(params=others, weight_decay=0.0),
+    ]
     optimizer = Muon(groups, lr=1e-3, betas=(0.9, 0.99))
     trainer.optimizer = trainer.accelerator.prepare_optimizer(optimizer)
 
 
 def few_time_features(model: ImageAutoregressive, dataset) -> Module:
-    net = model.model.head.net
+    head = model.model.head
+    sizes = dict(depth=len(head.net.blocks), width=head.net.proj_in.out_features)
 
     class Few(MLP):
         NUM_TIME_FEATURES = 64
 
-    model.model.head.net = Few(net.dim_cond, net.dim_input, depth=len(net.blocks), width=net.proj_in.out_features)
+    head.net = Few(head.dim_z, head.dim_token, **sizes)
     return model
 
 
@@ -196,7 +217,10 @@ def stratified_times(model: ImageAutoregressive, dataset) -> Module:
         def draw_times(self, like: Tensor) -> Tensor:
             parts = torch.arange(len(like)).view(-1, *(1,) * (like.ndim - 1))
             uniform = (torch.rand_like(like) + parts) / len(like)
-            return torch.sigmoid(self.logit_mean + self.logit_std * torch.special.ndtri(uniform.clamp(1e-6, 1 - 1e-6)))
+            return torch.sigmoid(
+                self.logit_mean
+                + self.logit_std * torch.special.ndtri(uniform.clamp(1e-6, 1 - 1e-6))
+            )
 
     head.__class__ = Stratified
     return model

@@ -1,4 +1,5 @@
-"""Processes that take turns: each version of the package is imported in one of its own, and works only while it is asked."""
+"""Processes that take turns: each version of the package is imported in one of its own, and works
+only while it is asked."""
 
 import json
 import os
@@ -9,7 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 OURS = Path(__file__).parents[1]
-CLASSES = {"diffusion": "ImageAutoregressiveDiffusion", "flow": "ImageAutoregressiveFlow"}  # of both versions
+CLASSES = {
+    "diffusion": "ImageAutoregressiveDiffusion",
+    "flow": "ImageAutoregressiveFlow",
+}  # of both versions
 
 
 def environment(path: Path) -> dict[str, str]:
@@ -40,7 +44,10 @@ class Worker:
         answer = self.process.stdout.readline()
         if not answer:
             self.errors.seek(0)
-            raise RuntimeError(f"a worker ended while it was asked for {what!r}: {self.process.args}\n{self.errors.read()[-2000:]}")
+            raise RuntimeError(
+                f"a worker ended while it was asked for {what!r}: {self.process.args}\n"
+                f"{self.errors.read()[-2000:]}"
+            )
         return json.loads(answer)
 
     def close(self) -> None:

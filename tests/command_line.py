@@ -1,4 +1,5 @@
-"""What tests of commands need: the smallest training, and what came of a call (a fixture of conftest.py)."""
+"""What tests of commands need: the smallest training, and what came of a call (a fixture of
+conftest.py)."""
 
 TINY = [
     *("--dim", "16", "--depth", "1", "--heads", "2", "--mlp-width", "16", "--mlp-depth", "1"),

@@ -57,5 +57,10 @@ def mean_network(tmp_path):
     """A file of an exported network."""
     file = tmp_path / "network.pt2"
     images = (torch.rand(2, 3, 8, 8),)
-    torch.export.save(torch.export.export(Means(), images, dynamic_shapes=dict(images={0: torch.export.Dim("batch")})), file)
+    torch.export.save(
+        torch.export.export(
+            Means(), images, dynamic_shapes=dict(images={0: torch.export.Dim("batch")})
+        ),
+        file,
+    )
     return file

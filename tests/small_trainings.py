@@ -1,4 +1,5 @@
-"""Small trainings, what happens to them and what is seen of them, and a way to run scripts by two processes."""
+"""Small trainings, what happens to them and what is seen of them, and a way to run scripts by two
+processes."""
 
 import os
 import random
@@ -46,7 +47,9 @@ def trainer_in(folder, model=None, dataset=None, **kwargs):
     if model is None:
         torch.manual_seed(0)
         model = Seeded(**SMALL)
-    return ImageTrainer(model, dataset=images() if dataset is None else dataset, **(settings | kwargs))
+    return ImageTrainer(
+        model, dataset=images() if dataset is None else dataset, **(settings | kwargs)
+    )
 
 
 def gradients(trainer):
@@ -54,7 +57,9 @@ def gradients(trainer):
     found, step = [], trainer.optimizer.step
 
     def record():
-        found.append({name: p.grad.clone() for name, p in trainer.unwrapped_model.named_parameters()})
+        found.append(
+            {name: p.grad.clone() for name, p in trainer.unwrapped_model.named_parameters()}
+        )
         step()
 
     trainer.optimizer.step = record
@@ -65,11 +70,27 @@ def gradients(trainer):
 def run_by_two(script, folder, **environment):
     """Runs a script by two processes, in a folder; what each saved as `RANK.pt`."""
     (folder / "script.py").write_text(textwrap.dedent(script))
-    command = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "script.py"]
+    command = [
+        sys.executable,
+        "-W",
+        "ignore",
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        "2",
+        "script.py",
+    ]
     paths = [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
-    settings = dict(ACCELERATE_USE_CPU="true", OMP_NUM_THREADS="1", PYTHONPATH=os.pathsep.join(filter(None, paths)))
+    settings = dict(
+        ACCELERATE_USE_CPU="true",
+        OMP_NUM_THREADS="1",
+        PYTHONPATH=os.pathsep.join(filter(None, paths)),
+    )
     environment = os.environ | settings | environment
-    result = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=folder, timeout=120)
+    result = subprocess.run(
+        command, capture_output=True, text=True, env=environment, cwd=folder, timeout=120
+    )
     assert result.returncode == 0, result.stderr[-5000:]
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
 
@@ -89,7 +110,9 @@ class Constant(torch.nn.Module):
 
 
 def small_model(model_class=ImageAutoregressiveFlow, num_classes=None, **kwargs):
-    return model_class(image_size=4, patch_size=2, channels=1, num_classes=num_classes, model=SIZES | kwargs)
+    return model_class(
+        image_size=4, patch_size=2, channels=1, num_classes=num_classes, model=SIZES | kwargs
+    )
 
 
 def make_trainer(folder, model=None, images=None, **kwargs):

@@ -1,4 +1,5 @@
-"""Benchmarks are run by hand, so here it is made sure that each of them can start, and reads what others print."""
+"""Benchmarks are run by hand, so here it is made sure that each of them can start, and reads what
+others print."""
 
 import importlib
 import sys
@@ -39,7 +40,10 @@ def test_configurations_have_names_of_their_own(benchmark):
 
 
 def test_every_row_of_the_ablations_makes_a_model(benchmark):
-    from autoregressive_diffusion_pytorch import ImageAutoregressiveDiffusion, ImageAutoregressiveFlow
+    from autoregressive_diffusion_pytorch import (
+        ImageAutoregressiveDiffusion,
+        ImageAutoregressiveFlow,
+    )
 
     classes = dict(diffusion=ImageAutoregressiveDiffusion, flow=ImageAutoregressiveFlow)
     for row in benchmark("configurations").SETS["ablations"]:
@@ -50,8 +54,14 @@ def test_every_row_of_the_ablations_makes_a_model(benchmark):
 @pytest.mark.parametrize(
     ("printed", "expected"),
     [
-        ("frechet 1.25  (10 against 20 images)\nfloor   0.04  (the two halves)\n", dict(distance=1.25)),
-        ("   frechet  recall\nfloor  133.1  0.79\nsamples.npy  802.5  -0.01\n", dict(frechet=802.5, recall=-0.01)),
+        (
+            "frechet 1.25  (10 against 20 images)\nfloor   0.04  (the two halves)\n",
+            dict(distance=1.25),
+        ),
+        (
+            "   frechet  recall\nfloor  133.1  0.79\nsamples.npy  802.5  -0.01\n",
+            dict(frechet=802.5, recall=-0.01),
+        ),
         ("3.5e-2", dict(distance=0.035)),
     ],
 )

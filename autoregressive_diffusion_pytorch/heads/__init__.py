@@ -1,9 +1,7 @@
-"""The generative heads: each draws one token from its condition."""
+"""The heads: what one token is drawn from, given its condition z. They know no sequences."""
 
-from autoregressive_diffusion_pytorch.heads.denoising import DenoisingHead
-from autoregressive_diffusion_pytorch.heads.elucidated_diffusion import ElucidatedDiffusion
-from autoregressive_diffusion_pytorch.heads.guidance import Guidance
-from autoregressive_diffusion_pytorch.heads.head import Head
-from autoregressive_diffusion_pytorch.heads.rectified_flow import RectifiedFlow
-
-__all__ = ["DenoisingHead", "ElucidatedDiffusion", "Guidance", "Head", "RectifiedFlow"]
+# a head is one file and one line here: the name that models, commands and saved models know it by
+HEADS = {
+    "diffusion": f"{__name__}.elucidated_diffusion:ElucidatedDiffusion",
+    "flow": f"{__name__}.rectified_flow:RectifiedFlow",
+}

@@ -1,7 +1,8 @@
 """The rectified-flow head: straight paths from noise to data.
 
-"Flow Straight and Fast", Liu et al. 2022 (https://arxiv.org/abs/2209.03003); "Scaling Rectified Flow Transformers for
-High-Resolution Image Synthesis", Esser et al. 2024 (https://arxiv.org/abs/2403.03206).
+"Flow Straight and Fast", Liu et al. 2022 (https://arxiv.org/abs/2209.03003); "Scaling Rectified
+Flow Transformers for High-Resolution Image Synthesis", Esser et al. 2024
+(https://arxiv.org/abs/2403.03206).
 """
 
 from __future__ import annotations
@@ -13,25 +14,27 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from autoregressive_diffusion_pytorch.checks import check_above_zero, check_choice
-from autoregressive_diffusion_pytorch.denoiser import MLP
-from autoregressive_diffusion_pytorch.heads.denoising import DenoisingHead, NoiseDraw
-from autoregressive_diffusion_pytorch.likelihood import FlowToNoise
+from ..utils.validation import check_above_zero, check_choice
+from .denoising import DenoisingHead, NoiseDraw
+from .likelihood import FlowToNoise
 
 TIME_DISTRIBUTIONS = ("uniform", "logit_normal")
-MAX_LOG_SIGMA = log(500)  # of a likelihood, whose time follows the logarithm of the noise level up to there
+MAX_LOG_SIGMA = log(500)  # of a likelihood, whose time follows ln(sigma) up to there
 
 
 class RectifiedFlow(DenoisingHead):
-    """A flow head: it learns the velocity of the straight path `x_t = (1 - t) · noise + t · token`, at noise level (1 - t) / t.
+    """A flow head: it learns the velocity of the path x_t = (1 - t) · noise + t · token.
 
-    Time runs from 0 (noise) to 1 (data). Esser et al. count the other way, so their location m is `-logit_mean` here.
+    Time t runs from 0 (noise) to 1 (data), and sigma is (1 - t) / t. Esser et al. count the other
+    way, so their location m is `-logit_mean` here.
 
     Args:
-        model_output_clean: the network gives the clean token, from which the velocity follows, instead of the velocity itself. The
-            token is preconditioned as the denoised one of Karras et al. 2022: so this head differs from the diffusion head by its
-            noise levels in training, their weight, and the time that the network is told.
-        time_distribution: of the training times, "uniform" or "logit_normal" (Esser et al. 2024, eq. 19).
+        model_output_clean: the network gives the clean token, from which the velocity follows,
+            instead of the velocity itself. The token is preconditioned as in Karras et al. 2022: so
+            this head differs from the diffusion head by its noise levels in training, their weight,
+            and the time that the network reads.
+        time_distribution: of the training times, "uniform" or "logit_normal" (Esser et al. 2024,
+            eq. 19).
         logit_mean, logit_std: location and scale of the logit-normal distribution.
 
     Further arguments as of `DenoisingHead`.
@@ -39,36 +42,16 @@ class RectifiedFlow(DenoisingHead):
 
     def __init__(
         self,
-        net: MLP,
+        dim_token: int,
+        dim_z: int,
         *,
-        solver: Literal["dpmpp_2m", "euler", "heun"] | None = None,
-        num_sample_steps: int | None = None,
         model_output_clean: bool = True,
-        sigma_data: float | None = None,
-        rho: float = 7.0,
         time_distribution: Literal["uniform", "logit_normal"] = "logit_normal",
         logit_mean: float = 0.0,
         logit_std: float = 1.0,
-        S_churn: float = 0.0,
-        S_tmin: float = 0.05,
-        S_tmax: float = 50.0,
-        S_noise: float = 1.003,
-        clamp_during_sampling: bool = False,
-        num_noise_draws: int = 1,
+        **kwargs,
     ):
-        super().__init__(
-            net,
-            solver=solver,
-            num_sample_steps=num_sample_steps,
-            sigma_data=sigma_data,
-            rho=rho,
-            S_churn=S_churn,
-            S_tmin=S_tmin,
-            S_tmax=S_tmax,
-            S_noise=S_noise,
-            clamp_during_sampling=clamp_during_sampling,
-            num_noise_draws=num_noise_draws,
-        )
+        super().__init__(dim_token, dim_z, **kwargs)
         check_choice("time_distribution", time_distribution, TIME_DISTRIBUTIONS)
         check_above_zero(logit_std=logit_std)
         self.model_output_clean = model_output_clean
@@ -79,14 +62,17 @@ class RectifiedFlow(DenoisingHead):
     def output(self, x, alpha, sigma, modulation, sigma_data) -> Tensor:
         if self.model_output_clean:
             return super().output(x, alpha, sigma, modulation, sigma_data)
-        # the network gives the velocity: F is what of it the preconditioning leaves to be said
+        # the network gives the velocity: F is what the preconditioning leaves of it
         velocity = self.net.denoise(x, modulation).to(x.dtype)
         std = self.std(alpha, sigma, sigma_data)
         return (velocity - (alpha * sigma_data**2 - sigma) / std**2 * x) * std / sigma_data
 
     def velocity(self, x: Tensor, times: Tensor, modulation: Tensor, sigma_data: float) -> Tensor:
-        """The velocity dx/dt at `x` (… d): (token - x_t) / (1 - t) for the token of eq. 7 of Karras et al. 2022, with 1 - t
-        cancelled, so that nothing is singular at time 1."""
+        """The velocity dx/dt at x (… d).
+
+        (token - x_t) / (1 - t) for the token of eq. 7 of Karras et al. 2022, with 1 - t cancelled:
+        nothing is singular at time 1.
+        """
         std = self.std(times, 1 - times, sigma_data)
         output = self.output(x, times, 1 - times, modulation, sigma_data)
         return (times * sigma_data**2 - (1 - times)) / std**2 * x + sigma_data / std * output
@@ -99,8 +85,9 @@ class RectifiedFlow(DenoisingHead):
 
     def draw_noise_levels(self, like: Tensor, sigma_data: Tensor | float) -> NoiseDraw:
         times = self.draw_times(like)
-        # Liu et al. 2022, eq. 1: the square error of the velocity, sigma_data / std times that of F
-        return NoiseDraw(times, 1 - times, times, weight=(sigma_data / self.std(times, 1 - times, sigma_data)) ** 2)
+        # Liu et al. 2022, eq. 1: the squared error of the velocity, (sigma_data / std)² that of F
+        weight = (sigma_data / self.std(times, 1 - times, sigma_data)) ** 2
+        return NoiseDraw(times, 1 - times, times, weight)
 
     def alpha(self, sigma: float) -> float:
         return 1 / (1 + sigma)
@@ -109,13 +96,16 @@ class RectifiedFlow(DenoisingHead):
         return self.alpha(sigma)
 
     def flow_to_noise(self, modulate: Callable[[Tensor], Tensor]) -> FlowToNoise:
-        # the time is a sigmoid, stretched to reach 0 and 1: as even in the logarithm of the noise level as that can be, for near
-        # the tokens their finest details decide
+        # the time is a sigmoid, stretched to reach 0 and 1: as even in ln(sigma) as that can be,
+        # for near the tokens their finest details decide
         edge, sigma_data = 1 / (1 + exp(MAX_LOG_SIGMA)), self.scale
 
         def velocity(x: Tensor, log_sigma: Tensor) -> Tensor:
             share = torch.sigmoid(-log_sigma)
             time = ((share - edge) / (1 - 2 * edge)).clamp(0, 1)
-            return -share * (1 - share) / (1 - 2 * edge) * self.velocity(x, time, modulate(time), sigma_data)
+            velocity = self.velocity(x, time, modulate(time), sigma_data)
+            return -share * (1 - share) / (1 - 2 * edge) * velocity
 
-        return FlowToNoise(velocity, start=-MAX_LOG_SIGMA, stop=MAX_LOG_SIGMA, scale=1.0, noise_std=1.0)
+        return FlowToNoise(
+            velocity, start=-MAX_LOG_SIGMA, stop=MAX_LOG_SIGMA, scale=1.0, noise_std=1.0
+        )

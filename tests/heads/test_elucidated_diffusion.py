@@ -4,14 +4,15 @@ import pytest
 import torch
 from helpers import FormulaNet, assert_mean, assert_std, stir
 
-from autoregressive_diffusion_pytorch import MLP, ElucidatedDiffusion
-from autoregressive_diffusion_pytorch.solvers import SOLVERS
+from autoregressive_diffusion_pytorch import ElucidatedDiffusion
+from autoregressive_diffusion_pytorch.heads.solvers import SOLVERS
 
 SIGMA_DATA = 0.5
 
 
 def gaussian_head(mean, std, **kwargs):
-    """A head whose denoiser is the ideal one of N(mean, std²): its network is F of eq. 7, solved for D = E[token | noised]."""
+    """A head whose denoiser is the ideal one of N(mean, std²): its network is F of eq. 7, solved
+    for D = E[token | noised]."""
 
     def formula(scaled, times, cond):
         sigma = (4 * times).exp()
@@ -20,23 +21,34 @@ def gaussian_head(mean, std, **kwargs):
         ideal = (std**2 * noised + sigma**2 * mean) / (std**2 + sigma**2)
         return (ideal - SIGMA_DATA**2 / variance * noised) / (sigma * SIGMA_DATA / variance.sqrt())
 
-    return ElucidatedDiffusion(FormulaNet(2, formula), sigma_data=SIGMA_DATA, **kwargs)
+    head = ElucidatedDiffusion(2, 1, width=1, depth=1, sigma_data=SIGMA_DATA, **kwargs)
+    head.net = FormulaNet(formula)
+    return head
 
 
 def test_preconditioned_network_at_zero_output_is_c_skip_times_x():
-    head = ElucidatedDiffusion(MLP(6, 4, depth=2, width=16))
+    head = ElucidatedDiffusion(4, 6, depth=2, width=16)
     x = torch.randn(3, 4)
     for sigma in (0.1, 1.0, 30.0):
         modulation = head.net.modulate(torch.tensor(math.log(sigma) / 4), torch.randn(3, 6))
-        torch.testing.assert_close(head.denoised(x, sigma, modulation, 0.7), 0.7**2 / (sigma**2 + 0.7**2) * x)
+        torch.testing.assert_close(
+            head.denoised(x, sigma, modulation, 0.7), 0.7**2 / (sigma**2 + 0.7**2) * x
+        )
 
 
 @pytest.mark.parametrize("sigma", [0.01, 0.3, 1.0, 50.0])
 def test_preconditioning_keeps_variances_at_one(sigma, monkeypatch):
-    # Karras et al., appendix B.6: input and target of the network have unit variance when the data has sigma_data
-    head = ElucidatedDiffusion(MLP(6, 4, depth=1, width=8), sigma_data=0.7, P_mean=math.log(sigma), P_std=1e-9)
+    # Karras et al., appendix B.6: input and target of the network have unit variance when the data
+    # has sigma_data
+    head = ElucidatedDiffusion(
+        4, 6, depth=1, width=8, sigma_data=0.7, P_mean=math.log(sigma), P_std=1e-9
+    )
     seen = []
-    monkeypatch.setattr(head.net, "denoise", lambda noised, modulation: seen.append(noised) or torch.zeros_like(noised))
+    monkeypatch.setattr(
+        head.net,
+        "denoise",
+        lambda noised, modulation: seen.append(noised) or torch.zeros_like(noised),
+    )
     losses = head(0.7 * torch.randn(20_000, 4), torch.zeros(20_000, 6))
     assert_std(seen[0].flatten(), 1.0)
     assert_mean(losses, 1.0)  # of a network that says nothing, the variance of its target
@@ -67,7 +79,9 @@ def test_noise_levels_of_training_are_log_normal(monkeypatch):
     head = gaussian_head(0.0, 1.0, P_mean=-0.7, P_std=1.6)
     seen = []
     modulate = head.net.modulate
-    monkeypatch.setattr(head.net, "modulate", lambda times, cond: seen.append(times) or modulate(times, cond))
+    monkeypatch.setattr(
+        head.net, "modulate", lambda times, cond: seen.append(times) or modulate(times, cond)
+    )
     head(torch.zeros(20_000, 2), torch.zeros(20_000, 1))
     ln_sigma = 4 * seen[0].flatten()
     assert_mean(ln_sigma, -0.7)
@@ -88,14 +102,15 @@ def test_noise_levels_of_training_are_log_normal(monkeypatch):
 def test_sampler_with_the_ideal_denoiser(kwargs, num_steps, temperature):
     head = gaussian_head(0.3, 0.8, num_sample_steps=num_steps, **kwargs)
     samples = head.sample(torch.zeros(20_000, 1), temperature=temperature)
-    # what the schedule leaves out: a share (std / sigma_max)² of the mean, and half of that of the spread
+    # what the schedule leaves out: a share (std / sigma_max)² of the mean, and half of that of the
+    # spread
     assert_mean(samples, 0.3, extra=0.3 * 0.0064)
     assert_std(samples, 0.8 * temperature, extra=0.8 * 0.0032 + 0.002)
 
 
 def test_the_solver_is_stochastic_if_there_is_churn():
     def head(**kwargs):
-        return ElucidatedDiffusion(MLP(6, 4, depth=1, width=8), **kwargs)
+        return ElucidatedDiffusion(4, 6, depth=1, width=8, **kwargs)
 
     assert head().solver == "dpmpp_2m"
     assert head(S_churn=1.0).solver == "heun"
@@ -106,18 +121,21 @@ def test_the_solver_is_stochastic_if_there_is_churn():
 
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_one_step_is_a_denoised_token_from_the_highest_level(solver):
-    head = stir(ElucidatedDiffusion(MLP(6, 4, depth=2, width=16), solver=solver))
+    head = stir(ElucidatedDiffusion(4, 6, depth=2, width=16, solver=solver))
     z = torch.randn(3, 6)
     sample = head.sample(z, num_steps=1, generator=torch.Generator().manual_seed(0))
     noise = 10.0 * torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
     modulation = head.net.modulate(torch.full((3,), math.log(10.0) / 4), z)
-    torch.testing.assert_close(sample, head.denoised(noise, 10.0, modulation, 0.5), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        sample, head.denoised(noise, 10.0, modulation, 0.5), rtol=1e-4, atol=1e-4
+    )
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_clamping_holds_samples_but_never_the_training(solver):
     far, near, across = (
-        gaussian_head(mean, 0.4, clamp_during_sampling=c, solver=solver) for mean, c in ((3, False), (3, True), (0.8, True))
+        gaussian_head(mean, 0.4, clamp_during_sampling=c, solver=solver)
+        for mean, c in ((3, False), (3, True), (0.8, True))
     )
     cond = torch.zeros(100, 1)
     assert far.sample(cond).mean() > 2.5
@@ -137,9 +155,12 @@ def test_clamping_holds_samples_but_never_the_training(solver):
         (dict(rho=-1.0), "rho must be above 0, got -1.0"),
         (dict(P_std=0.0), "P_std must be above 0, got 0.0"),
         (dict(S_churn=-1.0), "S_churn must be at least 0, got -1.0"),
-        (dict(solver="euler_maruyama"), "solver must be one of 'dpmpp_2m', 'euler', 'heun', got 'euler_maruyama'"),
+        (
+            dict(solver="euler_maruyama"),
+            "solver must be one of 'dpmpp_2m', 'euler', 'heun', got 'euler_maruyama'",
+        ),
     ],
 )
 def test_bad_constants(kwargs, message):
     with pytest.raises(ValueError, match=message):
-        ElucidatedDiffusion(MLP(6, 4, depth=1, width=8), **kwargs)
+        ElucidatedDiffusion(4, 6, depth=1, width=8, **kwargs)

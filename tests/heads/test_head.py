@@ -9,15 +9,16 @@ import pytest
 import torch
 from helpers import STANDARD_ERRORS, assert_mean, assert_std, ideal_head, stir
 
-from autoregressive_diffusion_pytorch import MLP, ElucidatedDiffusion, RectifiedFlow
-from autoregressive_diffusion_pytorch.heads import Guidance
+from autoregressive_diffusion_pytorch import ElucidatedDiffusion, RectifiedFlow
 from autoregressive_diffusion_pytorch.heads.denoising import DenoisingHead
-from autoregressive_diffusion_pytorch.heads.guidance import LONGEST
-from autoregressive_diffusion_pytorch.solvers import SOLVERS, karras_schedule
+from autoregressive_diffusion_pytorch.heads.guidance import MAX_NORM, Guidance
+from autoregressive_diffusion_pytorch.heads.solvers import SOLVERS, karras_schedule
 
 HEADS = [
     pytest.param(ElucidatedDiffusion, {}, id="diffusion"),
-    pytest.param(ElucidatedDiffusion, dict(S_churn=10.0, num_sample_steps=32), id="stochastic-diffusion"),
+    pytest.param(
+        ElucidatedDiffusion, dict(S_churn=10.0, num_sample_steps=32), id="stochastic-diffusion"
+    ),
     pytest.param(RectifiedFlow, {}, id="flow-clean-token"),
     pytest.param(RectifiedFlow, dict(model_output_clean=False), id="flow-velocity"),
 ]
@@ -25,13 +26,15 @@ heads = pytest.mark.parametrize(("head_class", "kwargs"), HEADS)
 
 
 def make_head(head_class, kwargs, dim_cond=6, dim_input=4, width=16, depth=2):
-    return head_class(MLP(dim_cond, dim_input, depth=depth, width=width), **kwargs)
+    return head_class(dim_input, dim_cond, depth=depth, width=width, **kwargs)
 
 
 def train(head, draw_batch, steps, learning_rate=5e-3):
     """Trains a head on `draw_batch() -> tokens, cond`."""
     optimizer = torch.optim.AdamW(head.parameters(), lr=learning_rate, weight_decay=0.0, fused=True)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps, pct_start=0.1)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, learning_rate, total_steps=steps, pct_start=0.1
+    )
     for _ in range(steps):
         head(*draw_batch()).mean().backward()
         optimizer.step()
@@ -69,7 +72,9 @@ def test_loss_is_the_mean_over_the_noise_draws(head_class, kwargs):
 def test_same_seed_same_sample(head_class, kwargs):
     head = stir(make_head(head_class, kwargs))
     cond = torch.randn(3, 6)
-    first, second, other = (head.sample(cond, generator=torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
+    first, second, other = (
+        head.sample(cond, generator=torch.Generator().manual_seed(seed)) for seed in (1, 1, 2)
+    )
     assert torch.equal(first, second)
     assert not torch.allclose(first, other)
     torch.manual_seed(5)
@@ -112,7 +117,9 @@ def noise_of_seed_0(*shape):
 def denoised_by_hand(head, x, sigma, z):
     """The denoised token of `x = token + sigma · noise`, by the head's own parametrisation."""
     if isinstance(head, ElucidatedDiffusion):
-        return head.denoised(x, sigma, head.net.modulate(torch.tensor(math.log(sigma) / 4), z), head.scale)
+        return head.denoised(
+            x, sigma, head.net.modulate(torch.tensor(math.log(sigma) / 4), z), head.scale
+        )
     time = torch.tensor(1 / (1 + sigma))
     velocity = head.velocity(time * x, time, head.net.modulate(time, z), head.scale)
     return time * x + (1 - time) * velocity
@@ -120,7 +127,7 @@ def denoised_by_hand(head, x, sigma, z):
 
 def guided_by_hand(one, other, scale, sigma_data):
     guided = other + scale * (one - other)
-    typical = torch.tensor(LONGEST * sigma_data * one.shape[-1] ** 0.5)
+    typical = torch.tensor(MAX_NORM * sigma_data * one.shape[-1] ** 0.5)
     longest = torch.maximum(torch.maximum(one.norm(dim=-1), other.norm(dim=-1)), typical)
     too_long = guided.norm(dim=-1) > longest
     shortened = guided / guided.norm(dim=-1, keepdim=True) * longest.unsqueeze(-1)
@@ -137,14 +144,20 @@ def by_hand(head, z, guidance, num_steps):
         denoised = denoised_by_hand(head, x, sigma, z)
         for other, scale, (low, high) in guidance:
             if low < sigma <= high:
-                denoised = guided_by_hand(denoised, denoised_by_hand(head, x, sigma, other), scale, sigma_data)
+                denoised = guided_by_hand(
+                    denoised, denoised_by_hand(head, x, sigma, other), scale, sigma_data
+                )
         x = denoised + next_sigma * (noise if i == 0 else (x - denoised) / sigma)
     return x.clamp(-1, 1) if head.clamp_during_sampling else x
 
 
 GUIDED = [
     pytest.param(ElucidatedDiffusion, {}, id="diffusion"),
-    pytest.param(ElucidatedDiffusion, dict(clamp_during_sampling=True, sigma_data=0.3), id="clamped-diffusion"),
+    pytest.param(
+        ElucidatedDiffusion,
+        dict(clamp_during_sampling=True, sigma_data=0.3),
+        id="clamped-diffusion",
+    ),
     pytest.param(RectifiedFlow, dict(sigma_data=2.0), id="flow-clean-token"),
     pytest.param(RectifiedFlow, dict(model_output_clean=False), id="flow-velocity"),
 ]
@@ -162,11 +175,17 @@ def test_guidance_is_two_evaluations_combined(head_class, kwargs, scale, interva
     scales = scale[:, None] if isinstance(scale, torch.Tensor) else scale
     expected = by_hand(head, z, [(other, scales, interval)], 5)
     options = dict(num_steps=5, solver="euler")
-    guided = head.sample(z, guidance=[(other, scale, interval)], generator=torch.Generator().manual_seed(0), **options)
+    guided = head.sample(
+        z,
+        guidance=[(other, scale, interval)],
+        generator=torch.Generator().manual_seed(0),
+        **options,
+    )
     torch.testing.assert_close(guided, expected, rtol=1e-4, atol=1e-4)
     plain = head.sample(z, generator=torch.Generator().manual_seed(0), **options)
     torch.testing.assert_close(plain, by_hand(head, z, [], 5), rtol=1e-4, atol=1e-4)
-    if "clamp_during_sampling" not in kwargs:  # clamped tokens may end in the corners, guided or not
+    # clamped tokens may end in the corners, guided or not
+    if "clamp_during_sampling" not in kwargs:
         assert (guided - plain).abs().max() > 1e-3
 
 
@@ -177,9 +196,21 @@ def test_guidances_are_applied_in_their_order(head_class, kwargs):
     z, one, other = torch.randn(3, 3, 6)
     guidance = [Guidance(one, 3.0, (0.3, 3.0)), Guidance(other[0], 1.5)]
     expected = by_hand(head, z, guidance, 12)
-    guided = head.sample(z, guidance=guidance, num_steps=12, solver="euler", generator=torch.Generator().manual_seed(0))
+    guided = head.sample(
+        z,
+        guidance=guidance,
+        num_steps=12,
+        solver="euler",
+        generator=torch.Generator().manual_seed(0),
+    )
     torch.testing.assert_close(guided, expected, rtol=1e-4, atol=1e-4)
-    turned = head.sample(z, guidance=guidance[::-1], num_steps=12, solver="euler", generator=torch.Generator().manual_seed(0))
+    turned = head.sample(
+        z,
+        guidance=guidance[::-1],
+        num_steps=12,
+        solver="euler",
+        generator=torch.Generator().manual_seed(0),
+    )
     assert (turned - guided).abs().max() > 1e-3
 
 
@@ -197,9 +228,13 @@ def test_guidance_at_scales_0_and_1_and_bad_entries(head_class, kwargs):
     torch.testing.assert_close(sample(z, other, 0.0), sample(other), rtol=1e-4, atol=1e-5)
     # no noise level lies in the interval: the condition alone
     torch.testing.assert_close(sample(z, other, 3.0, (1e6, 1e7)), plain)
-    with pytest.raises(ValueError, match=r"the z of a guidance must be of shape \(6,\) or \(3, 6\), got \(2, 6\)"):
+    with pytest.raises(
+        ValueError, match=r"the z of a guidance must be of shape \(6,\) or \(3, 6\), got \(2, 6\)"
+    ):
         sample(z, other[:2], 2.0)
-    with pytest.raises(ValueError, match=r"the scale of a guidance must be a number or of shape \(3,\), got \(2,\)"):
+    with pytest.raises(
+        ValueError, match=r"the scale of a guidance must be a number or of shape \(3,\), got \(2,\)"
+    ):
         sample(z, other, [1.0, 2.0])
     with pytest.raises(ValueError, match="guidance_scale must be at least 0 and finite, got nan"):
         sample(z, other, math.nan)
@@ -211,19 +246,27 @@ def test_guidance_at_scales_0_and_1_and_bad_entries(head_class, kwargs):
 @pytest.mark.parametrize("solver", SOLVERS)
 @torch.no_grad()
 def test_clamping_holds_drawn_tokens_and_is_off_by_default(head_class, solver):
-    free, clamped = (stir(make_head(head_class, kwargs), 0.3) for kwargs in ({}, dict(clamp_during_sampling=True)))
+    free, clamped = (
+        stir(make_head(head_class, kwargs), 0.3)
+        for kwargs in ({}, dict(clamp_during_sampling=True))
+    )
     clamped.load_state_dict(free.state_dict())
     z = torch.randn(100, 6)
-    one, other = (head.sample(z, solver=solver, generator=torch.Generator().manual_seed(0)) for head in (free, clamped))
+    one, other = (
+        head.sample(z, solver=solver, generator=torch.Generator().manual_seed(0))
+        for head in (free, clamped)
+    )
     assert one.abs().max() > 1
     assert torch.equal(other, one.clamp(-1, 1))
-    with pytest.raises(ValueError, match="clamp_during_sampling must be one of True, False, got 'always'"):
+    with pytest.raises(
+        ValueError, match="clamp_during_sampling must be one of True, False, got 'always'"
+    ):
         make_head(head_class, dict(clamp_during_sampling="always"))
 
 
 @heads
 def test_samples_without_dropout_and_without_gradients(head_class, kwargs):
-    head = stir(head_class(MLP(6, 4, depth=2, width=16, dropout=0.5), **kwargs)).train()
+    head = stir(head_class(4, 6, depth=2, width=16, dropout=0.5, **kwargs)).train()
     cond = torch.randn(3, 6, requires_grad=True)
     draw = head.sampler(temperature=0.0)
     assert torch.equal(draw(cond), draw(cond))
@@ -252,7 +295,9 @@ def test_guidances_of_conditions_of_any_shape(head_class, kwargs, shape):
 
     def sample(z, uncond, place):
         guidance = [Guidance(uncond, 2.0), Guidance(place, 1.5)]
-        return head.sample(z, guidance=guidance, num_steps=4, generator=torch.Generator().manual_seed(0))
+        return head.sample(
+            z, guidance=guidance, num_steps=4, generator=torch.Generator().manual_seed(0)
+        )
 
     expected = sample(z.reshape(-1, 6), uncond.reshape(-1, 6), place).view(*shape, 4)
     for given in (place, place.expand_as(z)):
@@ -262,11 +307,12 @@ def test_guidances_of_conditions_of_any_shape(head_class, kwargs, shape):
 @heads
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_the_network_is_asked_for_its_modulations_once(head_class, kwargs, solver, monkeypatch):
-    # of each noise level once for all tokens, of all conditions once per token; only `denoise` runs at each evaluation
+    # of each noise level once for all tokens, of all conditions once per token; only `denoise` runs
+    # at each evaluation
     if "S_churn" in kwargs and solver != "heun":
         kwargs = {}
     head = stir(make_head(head_class, kwargs))
-    calls = dict.fromkeys(("modulate_time", "modulate_cond", "denoise"), 0)
+    calls = dict.fromkeys(("modulate_time", "modulate_z", "denoise"), 0)
 
     def counted(name, function):
         def call(*args):
@@ -281,7 +327,7 @@ def test_the_network_is_asked_for_its_modulations_once(head_class, kwargs, solve
     for _ in range(3):
         draw(torch.randn(2, 6), [Guidance(torch.randn(2, 6), 2.0), Guidance(torch.randn(6), 1.5)])
     evaluations = head.num_evaluations(5, solver)
-    assert calls["modulate_cond"] == 3
+    assert calls["modulate_z"] == 3
     assert calls["denoise"] == 3 * evaluations
     # churn makes further levels
     assert 5 <= calls["modulate_time"] <= evaluations
@@ -296,7 +342,10 @@ def test_number_of_steps_suits_the_solver(head_class, kwargs):
         if solver != head.solver:
             assert head.steps_and_solver(solver=solver) == (num_steps, solver)
             assert head.steps_and_solver(2, solver) == (2, solver)
-    assert make_head(head_class, dict(solver="euler")).steps_and_solver() == (DenoisingHead.NUM_SAMPLE_STEPS["euler"], "euler")
+    assert make_head(head_class, dict(solver="euler")).steps_and_solver() == (
+        DenoisingHead.NUM_SAMPLE_STEPS["euler"],
+        "euler",
+    )
     assert make_head(head_class, head.config).config == head.config
 
 
@@ -318,7 +367,9 @@ def test_sigma_data_is_measured_once_from_the_first_batch_of_a_training(head_cla
 
 @heads
 def test_a_given_sigma_data_wins_and_all_are_kept_with_the_weights(head_class, kwargs):
-    given, measured, fresh = (make_head(head_class, kwargs | extra) for extra in (dict(sigma_data=0.7), {}, {}))
+    given, measured, fresh = (
+        make_head(head_class, kwargs | extra) for extra in (dict(sigma_data=0.7), {}, {})
+    )
     for head in (given, measured):
         head(3 * torch.randn(50, 4), torch.randn(50, 6))
     assert given.sigma_data.item() == pytest.approx(0.7)
@@ -336,7 +387,8 @@ def test_a_given_sigma_data_wins_and_all_are_kept_with_the_weights(head_class, k
 
 @heads
 def test_a_copy_that_follows_the_weights_knows_what_was_measured(head_class, kwargs):
-    # as a moving average does: its copy is made before the first batch, and its buffers are filled later
+    # as a moving average does: its copy is made before the first batch, and its buffers are filled
+    # later
     head = make_head(head_class, kwargs)
     average = copy.deepcopy(head)
     head(3 * torch.randn(50, 4), torch.randn(50, 6))
@@ -380,7 +432,8 @@ def test_bfloat16_samples_are_near_those_of_single_precision(head_class, kwargs)
         h.sample(c, generator=torch.Generator().manual_seed(0))
         for h, c in ((head, cond), (copy.deepcopy(head).bfloat16(), cond.bfloat16()))
     )
-    # bfloat16 rounds by up to 0.4 %, in each of the dozen products and norms between a token and its denoised self
+    # bfloat16 rounds by up to 0.4 %, in each of the dozen products and norms between a token and
+    # its denoised self
     assert 0 < (rounded - exact).square().mean().sqrt() < 12 * 0.004 * exact.std()
 
 
@@ -408,11 +461,14 @@ def test_bad_counts(head_class, kwargs, name):
         make_head(head_class, kwargs | {name: 0})
 
 
-# what a trained head has learnt, within the error of this many samples; with enough steps for the solver's own error not to count
+# what a trained head has learnt, within the error of this many samples; with enough steps for the
+# solver's own error not to count
 
 NUM_SAMPLES = 2000
 NUM_STEPS = 64
-trained_heads = pytest.mark.parametrize(("head_class", "kwargs"), [p for p in HEADS if "S_churn" not in p.values[1]])
+trained_heads = pytest.mark.parametrize(
+    ("head_class", "kwargs"), [p for p in HEADS if "S_churn" not in p.values[1]]
+)
 
 
 def samplers(head):
@@ -432,7 +488,9 @@ def test_learns_a_gaussian_whose_mean_depends_on_the_condition(head_class, kwarg
         cond = torch.rand(256, 2) * 2 - 1
         return cond @ slope + std * torch.randn(256, 2), cond
 
-    head = train(make_head(head_class, kwargs, dim_cond=2, dim_input=2, width=64), draw_batch, steps=1200)
+    head = train(
+        make_head(head_class, kwargs, dim_cond=2, dim_input=2, width=64), draw_batch, steps=1200
+    )
     conds = torch.tensor([[0.0, 0.0], [0.9, -0.5], [-0.6, 0.8]])
     for sampler, cond in ((sampler, cond) for sampler in samplers(head) for cond in conds):
         samples = sampler.sample(cond.expand(NUM_SAMPLES, 2), num_steps=NUM_STEPS)
@@ -457,7 +515,9 @@ STD = 0.15
 
 def mixture():
     components = torch.distributions.Independent(torch.distributions.Normal(CENTRES, STD), 1)
-    return torch.distributions.MixtureSameFamily(torch.distributions.Categorical(WEIGHTS), components)
+    return torch.distributions.MixtureSameFamily(
+        torch.distributions.Categorical(WEIGHTS), components
+    )
 
 
 @trained_heads
@@ -478,7 +538,8 @@ def test_learns_a_mixture(head_class, kwargs):
         assert_mean(products, products_mean)
         distances, nearest = torch.cdist(samples, centres).min(dim=-1)
         assert_mean(torch.nn.functional.one_hot(nearest, 3).float(), weights)
-        # a Gaussian in two dimensions lies beyond three deviations with probability exp(-9 / 2): little lies between the modes
+        # a Gaussian in two dimensions lies beyond three deviations with probability exp(-9 / 2):
+        # little lies between the modes
         assert (distances > 3 * std).float().mean() < 0.05
     tokens = mixture().sample((1000,)).float()
     log_probs = head.log_prob(tokens, torch.zeros(1000, 1))
@@ -490,7 +551,8 @@ def test_learns_a_mixture(head_class, kwargs):
 ideal_heads = pytest.mark.parametrize("head_class", [ElucidatedDiffusion, RectifiedFlow])
 
 
-# from the highest noise level a share of the tokens' mean is missing, and at the lowest there is noise: here next to none of either
+# from the highest noise level a share of the tokens' mean is missing, and at the lowest there is
+# noise: here next to none of either
 ENDLESS = {ElucidatedDiffusion: dict(sigma_min=1e-4, sigma_max=1e4)}
 
 
@@ -498,7 +560,9 @@ def mixture_posterior_mean(noised, sigma, cond):
     variance = STD**2 + sigma**2
     offsets = noised.unsqueeze(-2) - CENTRES
     shares = (WEIGHTS.log() - offsets.square().sum(dim=-1) / (2 * variance)).softmax(dim=-1)
-    return (shares.unsqueeze(-1) * (CENTRES + STD**2 / variance.unsqueeze(-1) * offsets)).sum(dim=-2)
+    return (shares.unsqueeze(-1) * (CENTRES + STD**2 / variance.unsqueeze(-1) * offsets)).sum(
+        dim=-2
+    )
 
 
 def gaussian_posterior_mean(noised, sigma, cond, std):
@@ -513,7 +577,9 @@ def assert_within_half_a_percent(log_probs, expected):
 @ideal_heads
 @pytest.mark.parametrize("std", [0.05, 0.5, 1.5])
 def test_log_prob_of_a_gaussian(head_class, std):
-    head = ideal_head(head_class, 3, partial(gaussian_posterior_mean, std=std), **ENDLESS.get(head_class, {}))
+    head = ideal_head(
+        head_class, 3, partial(gaussian_posterior_mean, std=std), **ENDLESS.get(head_class, {})
+    )
     cond = torch.tensor([[0.0], [0.8], [-0.4]], dtype=torch.float64)
     gaussian = torch.distributions.Normal(cond, std)
     tokens = cond + std * torch.randn(20, 3, 3).double()
@@ -528,7 +594,9 @@ def test_log_prob_of_a_mixture(head_class):
     log_probs = head.log_prob(tokens, torch.zeros(300, 1).double(), rtol=1e-5, atol=1e-5)
     assert_within_half_a_percent(log_probs, mixture().log_prob(tokens))
     # the mean also by default tolerances and noise levels, and no token is far off
-    log_probs = ideal_head(head_class, 2, mixture_posterior_mean).log_prob(tokens, torch.zeros(300, 1).double())
+    log_probs = ideal_head(head_class, 2, mixture_posterior_mean).log_prob(
+        tokens, torch.zeros(300, 1).double()
+    )
     assert_within_half_a_percent(log_probs.mean(), mixture().log_prob(tokens).mean())
     assert (log_probs - mixture().log_prob(tokens)).abs().max() < 0.1
 
@@ -536,8 +604,8 @@ def test_log_prob_of_a_mixture(head_class):
 def gentle(head):
     """Stirred, so that it changes gently.
 
-    Untrained, the part that depends on the time makes solvers take thousands of steps; so that is left out. And without a bias the
-    first norm makes a peak of tokens near 0.
+    Untrained, the part that depends on the time makes solvers take thousands of steps; so that is
+    left out. And without a bias the first norm makes a peak of tokens near 0.
     """
     stir(head, 0.05)
     torch.nn.init.normal_(head.net.proj_in.bias)
@@ -556,7 +624,9 @@ def integral_over_a_grid(head, cond, reach, points, **kwargs):
 @ideal_heads
 def test_the_ideal_density_integrates_to_1(head_class):
     head = ideal_head(head_class, 2, mixture_posterior_mean)
-    assert integral_over_a_grid(head, torch.zeros(1).double(), reach=2, points=80) == pytest.approx(1, abs=0.005)
+    assert integral_over_a_grid(head, torch.zeros(1).double(), reach=2, points=80) == pytest.approx(
+        1, abs=0.005
+    )
 
 
 @heads
@@ -567,12 +637,15 @@ def test_the_density_of_any_network_integrates_to_1(head_class, kwargs):
 
 
 def split_log_probs(head, tokens, cond, monkeypatch, **options):
-    """What `log_prob` gives for (2 9 d) at once, in six calls, and in one call that solves five tokens at a time."""
+    """What `log_prob` gives for (2 9 d) at once, in six calls, and in one call that solves five
+    tokens at a time."""
     together = head.log_prob(tokens, cond, **options)
     assert together.shape == (2, 9)
     pairs = zip(tokens.flatten(0, 1).split(3), cond.flatten(0, 1).split(3), strict=True)
     split = torch.cat([head.log_prob(*pair, **options) for pair in pairs]).view(2, 9)
-    monkeypatch.setattr("autoregressive_diffusion_pytorch.likelihood.TANGENTS_AT_A_TIME", 5 * tokens.shape[-1])
+    monkeypatch.setattr(
+        "autoregressive_diffusion_pytorch.heads.likelihood.JVP_CHUNK", 5 * tokens.shape[-1]
+    )
     return together, split, head.log_prob(tokens, cond, **options)
 
 
@@ -580,16 +653,25 @@ def split_log_probs(head, tokens, cond, monkeypatch, **options):
 def test_log_prob_does_not_depend_on_how_the_batch_is_split(head_class, kwargs, monkeypatch):
     head = gentle(make_head(head_class, kwargs))
     together, *others = split_log_probs(
-        head, 0.5 * torch.randn(2, 9, 4), torch.randn(2, 9, 6), monkeypatch, solver="rk4", num_steps=4
+        head,
+        0.5 * torch.randn(2, 9, 4),
+        torch.randn(2, 9, 6),
+        monkeypatch,
+        solver="rk4",
+        num_steps=4,
     )
     for other in others:
         torch.testing.assert_close(other, together, rtol=0, atol=1e-4)
 
 
 @ideal_heads
-def test_log_prob_by_adapted_steps_depends_on_the_batch_only_within_the_tolerance(head_class, monkeypatch):
+def test_log_prob_by_adapted_steps_depends_on_the_batch_only_within_the_tolerance(
+    head_class, monkeypatch
+):
     head = ideal_head(head_class, 2, mixture_posterior_mean)
-    together, *others = split_log_probs(head, mixture().sample((2, 9)), torch.zeros(2, 9, 1).double(), monkeypatch, rtol=1e-4)
+    together, *others = split_log_probs(
+        head, mixture().sample((2, 9)), torch.zeros(2, 9, 1).double(), monkeypatch, rtol=1e-4
+    )
     for other in others:
         torch.testing.assert_close(other, together, rtol=0, atol=0.05)
 
@@ -616,7 +698,10 @@ def test_the_estimated_log_prob_follows_from_the_generator_alone(head_class, kwa
     tokens, cond = torch.randn(5, 4), torch.randn(5, 6)
     before = torch.get_rng_state()
     one, same, other = (
-        head.log_prob(tokens, cond, divergence="hutchinson", generator=torch.Generator().manual_seed(seed)) for seed in (0, 0, 1)
+        head.log_prob(
+            tokens, cond, divergence="hutchinson", generator=torch.Generator().manual_seed(seed)
+        )
+        for seed in (0, 0, 1)
     )
     assert torch.equal(one, same)
     assert not torch.equal(one, other)
@@ -625,7 +710,7 @@ def test_the_estimated_log_prob_follows_from_the_generator_alone(head_class, kwa
 
 @heads
 def test_log_prob_leaves_modes_and_gradients_alone(head_class, kwargs):
-    head = gentle(head_class(MLP(6, 4, depth=2, width=16, dropout=0.5), **kwargs)).train()
+    head = gentle(head_class(4, 6, depth=2, width=16, dropout=0.5, **kwargs)).train()
     tokens, cond = torch.randn(3, 4, requires_grad=True), torch.randn(3, 6, requires_grad=True)
     log_probs = head.log_prob(tokens, cond)
     assert torch.equal(log_probs, head.log_prob(tokens, cond))  # no dropout
@@ -652,7 +737,10 @@ def test_log_prob_in_other_floating_types(head_class, kwargs):
 @heads
 def test_bad_tokens_of_a_log_prob(head_class, kwargs):
     head = make_head(head_class, kwargs)
-    with pytest.raises(ValueError, match=r"tokens must be of shape \(3, 4\), as z and the head's width say, got \(3, 5\)"):
+    with pytest.raises(
+        ValueError,
+        match=r"tokens must be of shape \(3, 4\), as z and the head's width say, got \(3, 5\)",
+    ):
         head.log_prob(torch.randn(3, 5), torch.randn(3, 6))
     with pytest.raises(ValueError, match=r"tokens must be of shape \(3, 4\), .*, got \(2, 4\)"):
         head.log_prob(torch.randn(2, 4), torch.randn(3, 6))

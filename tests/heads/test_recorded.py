@@ -1,9 +1,10 @@
-"""Losses and log-densities are those of version 1.0.0, which had them in two heads: its numbers, to a millionth."""
+"""Losses and log-densities are those of version 1.0.0, which had them in two heads: its numbers, to
+a millionth."""
 
 import pytest
 import torch
 
-from autoregressive_diffusion_pytorch import MLP, ElucidatedDiffusion, RectifiedFlow
+from autoregressive_diffusion_pytorch import ElucidatedDiffusion, RectifiedFlow
 
 RECORDED = [
     (
@@ -12,7 +13,12 @@ RECORDED = [
         [221.8448361, 43.9318398, 128.6646405],
         [-565.6700646, -509.9823607, -532.781743],
     ),
-    (RectifiedFlow, {}, [167.2343648, 93.0037975, 15.74177633], [-279.3579933, -242.4503801, -254.6767763]),
+    (
+        RectifiedFlow,
+        {},
+        [167.2343648, 93.0037975, 15.74177633],
+        [-279.3579933, -242.4503801, -254.6767763],
+    ),
     (
         RectifiedFlow,
         dict(time_distribution="uniform"),
@@ -40,9 +46,12 @@ def filled(net):
 @pytest.mark.parametrize(("head_class", "kwargs", "losses", "log_probs"), RECORDED)
 def test_losses_and_log_densities_of_version_1(head_class, kwargs, losses, log_probs):
     # a head's parameters had the same names with its own prefix: sorted, the same order
-    head = head_class(filled(MLP(6, 4, depth=2, width=16).double()), sigma_data=0.5, **kwargs)
+    head = head_class(4, 6, depth=2, width=16, sigma_data=0.5, **kwargs).double()
+    filled(head.net)
     tokens = torch.arange(12).double().sin().view(3, 4)
     z = torch.arange(18).double().cos().view(3, 6)
     torch.manual_seed(0)
     assert head(tokens, z).tolist() == pytest.approx(losses, rel=1e-6)
-    assert head.log_prob(tokens, z, solver="rk4", num_steps=8).tolist() == pytest.approx(log_probs, rel=1e-6)
+    assert head.log_prob(tokens, z, solver="rk4", num_steps=8).tolist() == pytest.approx(
+        log_probs, rel=1e-6
+    )

@@ -1,0 +1,82 @@
+"""What `evaluate` and `tune` share: images to compare with, features, and files of results."""
+
+from __future__ import annotations
+
+from itertools import count as count_up
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .run import checkpoint_of, dataset_of, split
+
+
+def checkpoint_and_output(
+    run_folder: Path, step: int | None, output: Path | None, name: str, ending: str
+) -> tuple[Path, Path]:
+    """The folder of a checkpoint, and the file for a result on it, in a folder that is there."""
+    from ..training.checkpoints import newest_checkpoint, step_of
+
+    folder = checkpoint_of(run_folder, step, newest_checkpoint)
+    if output is None:  # beside earlier ones
+        stem = f"{name}.{step_of(folder)}"
+        names = (f"{stem}{'' if i == 1 else f'-{i}'}{ending}" for i in count_up(1))
+        files = (run_folder / "evaluation" / name for name in names)
+        output = next(file for file in files if not file.exists())
+    if output.suffix.lower() != ending:
+        raise click.BadParameter(f"{output} must end in {ending}", param_hint="--output")
+    return folder, output
+
+
+def images_of(config: dict[str, Any], source: str | None, count: int | None):
+    """The images to measure on, by default those held out; labelled as the run labels them."""
+    from torch.utils.data import Subset
+
+    source_of_run = source is None
+    source = config["source"] if source_of_run else source
+    plain = dict(config["dataset"], augment_horizontal_flip=False)
+    dataset, classes = dataset_of(config | dict(dataset=plain), source)
+    unknown = [name for name in classes or [] if name not in config["classes"]]
+    if unknown:
+        raise click.ClickException(
+            f"{source} has classes that the run does not know: {', '.join(unknown)}"
+        )
+    if classes is not None and source != "digits":
+        dataset.class_to_idx = {name: i for i, name in enumerate(config["classes"])}
+    if source_of_run:
+        _, dataset = split(dataset, config)
+        if dataset is None:
+            raise click.ClickException(
+                "the run held out no images: name a folder of images that it was not trained on"
+            )
+    if count is None or count >= len(dataset):
+        return dataset
+    return Subset(dataset, [i * len(dataset) // count for i in range(count)])
+
+
+def feature_network(features: str, model, device):
+    """The network of the option --features, None for none."""
+    import torch
+
+    from ..evaluation.metrics import Inception, load_feature_network
+
+    if features == "none":
+        return None
+    if features != "inception":
+        network = load_feature_network(features).to(device)
+        height, width = model.image_size
+        for count in (2, 3):
+            try:
+                network(torch.zeros(count, 3, height, width, device=device))
+            except (RuntimeError, AssertionError) as error:
+                raise click.ClickException(
+                    f"{features} does not take ({count} 3 {height} {width}) images: {error}"
+                ) from error
+        return network
+    try:
+        return Inception().to(device)
+    except OSError as error:
+        raise click.ClickException(
+            f"the weights of Inception cannot be downloaded: {error}\n"
+            "--features takes another network, or none"
+        ) from error

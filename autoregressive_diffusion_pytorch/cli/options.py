@@ -1,0 +1,83 @@
+"""What several commands share: kinds of options, and errors as one line."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from pathlib import Path
+
+import click
+
+from ..heads import HEADS
+
+COUNT = click.IntRange(1)
+FACTOR = click.FloatRange(0)
+POSITIVE = click.FloatRange(0, min_open=True)
+SEED = click.IntRange(0, 2**31 - 1)  # each process adds its number, and seeds stay below 2**32
+OUTPUT = click.Path(path_type=Path)
+RUN = click.Path(exists=True, file_okay=False, path_type=Path)
+FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+ERRORS = (ValueError, TypeError, OSError, ModuleNotFoundError, FloatingPointError)
+
+
+class HeadType(click.ParamType):
+    """The name of a head, or MODULE:CLASS, whose module is imported."""
+
+    name = "head"
+
+    def convert(self, value: str, parameter, context) -> str:
+        if value in HEADS:
+            return value
+        if ":" not in value:
+            self.fail(f"{value!r} is none of {', '.join(HEADS)}, nor MODULE:CLASS")
+        from ..heads.head import head_class
+
+        sys.path.insert(0, os.getcwd())  # as for a script that lies there
+        try:
+            import_module(value.partition(":")[0])
+            head_class(value)
+        except (ImportError, ValueError) as error:
+            self.fail(str(error))
+        return value
+
+
+def option(flags: str, type=None, help: str = "", name: str | None = None, **kwargs) -> Callable:
+    """An option of a command, of this name as an argument; its help says the default."""
+    names = (flags,) if name is None else (flags, name)
+    return click.option(*names, type=type, help=help, show_default=True, **kwargs)
+
+
+def flag(flags: str, help: str, name: str | None = None, **kwargs) -> Callable:
+    return option(flags, None, help, name, is_flag=True, **kwargs)
+
+
+def add_options(*options: Callable) -> Callable:
+    """A decorator that gives a command these options, in their order."""
+
+    def decorate(command: Callable) -> Callable:
+        for add in reversed(options):
+            command = add(command)
+        return command
+
+    return decorate
+
+
+OWN_HEAD = "The head of RUN, if it is your own: its module is imported."
+run_argument = add_options(
+    click.argument("run_folder", metavar="RUN", type=RUN),
+    option("--head", HeadType(), OWN_HEAD, metavar="MODULE:CLASS", expose_value=False),
+)
+checkpoint_option = option("--checkpoint", COUNT, "Step of the checkpoint. [default: the newest]")
+seed_option = option("--seed", SEED, "Of all noise.", default=0)
+
+
+@contextmanager
+def one_line_errors(kinds: tuple[type[Exception], ...] = ERRORS) -> Iterator[None]:
+    """Errors of these kinds end the command with their message alone."""
+    try:
+        yield
+    except kinds as error:
+        raise click.ClickException(str(error)) from error

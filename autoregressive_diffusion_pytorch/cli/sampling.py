@@ -1,0 +1,160 @@
+"""What `sample` and `complete` share: their options, the run they draw with, and its output."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from .options import (
+    COUNT,
+    FACTOR,
+    OUTPUT,
+    SEED,
+    add_options,
+    checkpoint_option,
+    flag,
+    one_line_errors,
+    option,
+)
+from .run import checkpoint_of, label_of, load_model, read_config
+
+TUNED = "[default: what `ardiff tune` wrote, else"
+
+
+def sampling_options(default_count: int, counted: str):
+    """The options of the commands that draw images, named as the arguments of `sample`."""
+    return add_options(
+        option("--count", COUNT, counted, default=default_count),
+        option(
+            "--output",
+            OUTPUT,
+            "File of the grid. [default: one in the run's samples/, named after the seed]",
+        ),
+        option("--files", OUTPUT, "Also write each image as a file into this folder."),
+        checkpoint_option,
+        option(
+            "--label",
+            None,
+            "What to draw, the name or number of a class; several of them if given several times. "
+            "[default: all]",
+            "names",
+            multiple=True,
+            metavar="NAME",
+        ),
+        option(
+            "--guidance",
+            FACTOR,
+            f"Above 1 to follow labels more closely; 0 for no label. {TUNED} 1]",
+            "guidance_scale",
+        ),
+        option(
+            "--guidance-schedule",
+            click.Choice(["constant", "linear"]),
+            f"Linear grows from about 1 at the first token. {TUNED} constant]",
+        ),
+        option(
+            "--guidance-interval",
+            (float, float),
+            f"Guide only between these noise levels (sigma). {TUNED} at all]",
+            metavar="LOW HIGH",
+        ),
+        option(
+            "--context-guidance",
+            FACTOR,
+            "Above 1 to follow the tokens so far, and labels, more closely; 1 as learned. "
+            f"{TUNED} 1]",
+        ),
+        option(
+            "--solver",
+            None,
+            f"Solver of the head's sampler: dpmpp_2m, euler or heun. {TUNED} the head's]",
+        ),
+        option(
+            "--steps",
+            COUNT,
+            f"Steps of the solver per token. {TUNED} as many as suit it]",
+            "num_steps",
+        ),
+        option("--temperature", FACTOR, f"Below 1 for less variety. {TUNED} 1]"),
+        option("--batch-size", COUNT, "Images drawn at a time.", default=64),
+        option(
+            "--precision",
+            click.Choice(["auto", "no", "bf16"]),
+            "bf16 rounds the weights; auto does where the device has instructions for it.",
+            default="auto",
+        ),
+        flag("--compile", "Compile the model first: takes minutes, and pays for many images."),
+        option("--seed", SEED, "The same seed and batch size give the same images.", default=0),
+    )
+
+
+class SamplingRun:
+    """A run that draws images: its model, the arguments of `sample`, and where the images go."""
+
+    def __init__(
+        self,
+        run_folder: Path,
+        default_output: str,
+        *,
+        output: Path | None,
+        files: Path | None,
+        checkpoint: int | None,
+        names: tuple[str, ...],
+        precision: str,
+        seed: int,
+        **sample_kwargs,
+    ):
+        from ..models.settings import GuidanceSchedule
+        from ..training.checkpoints import newest_checkpoint
+        from ..utils.modes import best_precision
+
+        self.output = output or run_folder / "samples" / default_output
+        self.files = files
+        self.seed = seed
+        if self.output.suffix.lower() != ".png":
+            raise click.BadParameter(f"{self.output} must end in .png", param_hint="--output")
+        config = read_config(run_folder)
+        folder = checkpoint_of(run_folder, checkpoint, newest_checkpoint)
+        self.model, accelerator = load_model(config, folder)
+        self.device, self.is_main = accelerator.device, accelerator.is_main_process
+        precision = best_precision() if precision == "auto" else precision
+        self.classes = config["classes"]
+        self.sample_kwargs = dict(sample_kwargs, precision=precision)
+        with one_line_errors():
+            given = self.model.generation.with_given(sample_kwargs, self.model.head)
+            guidance = ("guidance_scale", "guidance_schedule", "guidance_interval")
+            schedule = GuidanceSchedule(*map(given.get, guidance))
+            self.labels = self._labels(names, schedule.is_unconditional)
+            self.model.stream(labels=self.labels, **self.sample_kwargs)  # checks them
+
+    def _labels(self, names: tuple[str, ...], unconditional: bool) -> list[int] | None:
+        """The labels to draw, None for none."""
+        if self.classes is None:
+            if names:
+                raise click.ClickException(
+                    "the run has no labels: `ardiff train --labels` trains one that has"
+                )
+            return None
+        labels = [label_of(name, self.classes) for name in names]
+        if unconditional:
+            if labels:
+                raise click.ClickException("--guidance 0 draws without labels: leave out --label")
+            return None
+        return labels or list(range(len(self.classes)))
+
+    def save(self, images, columns: int | None) -> None:
+        """Writes the grid, with labels a row of `columns` images for each, and the files.
+
+        Only the main process writes.
+        """
+        if not self.is_main:
+            return
+        from ..data.image_grids import save_image_files, save_image_grid
+
+        names = self.labels and [self.classes[label] for label in self.labels]
+        save_image_grid(images, self.output, columns, names)
+        click.echo(self.output)
+        if self.files:
+            save_image_files(images, self.files)
+            click.echo(f"{self.files}: {len(images)} files")

@@ -1,0 +1,142 @@
+"""Drawing tokens with a denoising head: its solver, with guidance at each evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from math import inf
+
+import torch
+from torch import Generator, Tensor
+
+from ..utils.modes import compiled, evaluating
+from .guidance import Guidance, check_guidance_interval, check_guidance_scale, guide
+from .head import Head
+from .solvers import SOLVERS, Noise, karras_schedule
+
+Intervals = Sequence[tuple[float, float]]
+
+
+class Sampler:
+    """`sampler(z, guidance=()) -> tokens`, with arguments as of `DenoisingHead.sample`.
+
+    Args:
+        head: the `DenoisingHead` to draw with.
+    """
+
+    def __init__(
+        self,
+        head: Head,
+        num_steps: int,
+        solver: str,
+        *,
+        temperature: float = 1.0,
+        generator: Generator | None = None,
+        compile: bool = False,
+    ):
+        if not 0 <= temperature < inf:
+            raise ValueError(f"temperature must be at least 0 and finite, got {temperature}")
+        self.head = head
+        self.modules = list(head.modules())
+        self.temperature = temperature
+        self.generator = generator
+        self.sigma_data = head.scale
+        self.sigmas = karras_schedule(num_steps, self.sigma_data, head.rho)
+        self.solve = partial(SOLVERS[solver], sigmas=self.sigmas)
+        self.num_churns = 0
+        if solver == "heun":
+            names = ("S_churn", "S_tmin", "S_tmax", "S_noise")
+            self.solve = partial(self.solve, **{name: getattr(head, name) for name in names})
+            if head.S_churn > 0:
+                inner = self.sigmas[1:-1]
+                self.num_churns = sum(head.S_tmin <= sigma <= head.S_tmax for sigma in inner)
+        self.time_modulations: dict[float, Tensor] = {}  # the first token fills it, others read it
+        self.compiled = self._compiled() if compile else None
+
+    @torch.no_grad()
+    def __call__(self, z: Tensor, guidance: Sequence[Guidance] = ()) -> Tensor:
+        guidance = [Guidance(*entry) for entry in guidance]
+        dtype = torch.promote_types(z.dtype, torch.float32)
+        device = z.device if self.generator is None else self.generator.device
+        shape = (*z.shape[:-1], self.head.dim_token)
+
+        def noise() -> Tensor:
+            drawn = torch.randn(shape, generator=self.generator, device=device, dtype=dtype)
+            return self.temperature * drawn.to(z.device)
+
+        scales = [_scale(entry, z, dtype) for entry in guidance]
+        intervals = [check_guidance_interval(entry.interval) for entry in guidance]
+        with evaluating(self.modules):
+            modulations = self._modulations(z, [entry.z for entry in guidance])
+            # a compiled program needs the modulations of all times before it starts
+            if self.compiled is None or not self.time_modulations:
+                return self._draw(modulations, scales, intervals, noise)
+            # and all noise; and a captured graph writes every result to the same place
+            noises = [noise() for _ in range(1 + self.num_churns)]
+            return self.compiled(modulations, scales, intervals, noises).clone()
+
+    def _draw(
+        self, modulations: Tensor, scales: Sequence[Tensor], intervals: Intervals, noise: Noise
+    ) -> Tensor:
+        def denoise(x: Tensor, sigma: float) -> Tensor:
+            active = [i for i, (low, high) in enumerate(intervals) if low < sigma <= high]
+            rows = modulations
+            if len(active) < len(scales):
+                rows = modulations[[0, *(i + 1 for i in active)]]
+            modulation = self._time_modulation(sigma) + rows
+            # eq. 7 of Karras et al. 2022 for all conditions at once, then guidance in its order
+            denoised, *others = self.head.denoised(x, sigma, modulation, self.sigma_data)
+            for i, other in zip(active, others, strict=True):
+                denoised = guide(denoised, other, scales[i], self.sigma_data)
+            return denoised
+
+        tokens = self.solve(denoise, noise)
+        return tokens.clamp(-1, 1) if self.head.clamp_during_sampling else tokens
+
+    def _time_modulation(self, sigma: float) -> Tensor:
+        if sigma not in self.time_modulations:
+            time = torch.tensor(self.head.network_time(sigma), dtype=torch.float32)
+            self.time_modulations[sigma] = self.head.net.modulate_time(time)
+        return self.time_modulations[sigma]
+
+    def _modulations(self, z: Tensor, others: Sequence[Tensor]) -> Tensor:
+        """The modulations by a condition (… dim) and by others: (k … m w)."""
+        for other in others:
+            if other.shape not in (z.shape[-1:], z.shape):
+                raise ValueError(
+                    f"the z of a guidance must be of shape {tuple(z.shape[-1:])} or "
+                    f"{tuple(z.shape)}, got {tuple(other.shape)}"
+                )
+        net = self.head.net
+        if not others:
+            return net.modulate_z(z).unsqueeze(0)
+        # in one product: for few tokens, to read its weights is most of the work
+        rows = [given.reshape(-1, z.shape[-1]) for given in (z, *others)]
+        parts = net.modulate_z(torch.cat(rows)).split([len(part) for part in rows])
+        stacked = torch.stack([part.expand_as(parts[0]) for part in parts])
+        return stacked.view(len(rows), *z.shape[:-1], *parts[0].shape[1:])
+
+    def _compiled(self) -> Callable:
+        def draw(
+            modulations: Tensor,
+            scales: Sequence[Tensor],
+            intervals: Intervals,
+            noises: Sequence[Tensor],
+        ) -> Tensor:
+            noises = iter(noises)
+            return self._draw(modulations, scales, intervals, lambda: next(noises))
+
+        on_cuda = self.head.net.proj_in.weight.device.type == "cuda"
+        mode = "reduce-overhead" if on_cuda else None
+        return compiled(draw, fullgraph=True, dynamic=False, mode=mode)
+
+
+def _scale(guidance: Guidance, z: Tensor, dtype: torch.dtype) -> Tensor:
+    # a tensor, not a number: to torch.compile each number would be another program
+    scale = check_guidance_scale(guidance.scale).to(z.device, dtype)
+    if scale.numel() > 1 and scale.shape != z.shape[:-1]:
+        raise ValueError(
+            f"the scale of a guidance must be a number or of shape {tuple(z.shape[:-1])}, "
+            f"got {tuple(scale.shape)}"
+        )
+    return scale.reshape(()) if scale.numel() == 1 else scale.unsqueeze(-1)

@@ -1,0 +1,277 @@
+"""Models of images: a tokenizer and a sequence model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Generator, Tensor
+from torch.nn import Module
+
+from ..heads.head import Head
+from ..utils.validation import as_tensor, check_positive_int, check_share
+from .autoregressive import Autoregressive
+from .hub import Pretrained, without_sampling_of_1_0
+from .settings import GenerationSettings, with_sampling_options
+from .tokenizers import Patches, patchify
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from .settings import SamplingOptions
+
+CONTEXT_DROP_PROB = 0.1  # of image models, by default
+DERIVED_ARGUMENTS = ("dim_input", "max_seq_len")  # of the sequence model, from the tokenizer
+SHARED_ARGUMENTS = ("num_classes", "dim_cond")  # of both models
+
+
+class ImageAutoregressive(Module, Pretrained):
+    """An autoregressive model over the patches of images, in raster order.
+
+    Args:
+        image_size, patch_size, channels: as of `Patches`, the tokenizer.
+        train_max_noise: in [0, 1). In training, the transformer reads past tokens that are mixed
+            with noise, whose fraction is drawn per image from U(0, train_max_noise): so it learns
+            to go on from its own, imperfect tokens.
+        num_classes: number of labels to condition on, none by default.
+        dim_cond: width of vectors to condition on, none by default.
+        model: arguments of the sequence model, `Autoregressive`, but for `dim_input` and
+            `max_seq_len`, which follow from the sizes. By default its `context_drop_prob` is
+            `CONTEXT_DROP_PROB`, so that `context_guidance` can be used; and a head that can clamp
+            drawn tokens to the range of images does.
+    """
+
+    model_class: type[Autoregressive] = Autoregressive  # of the sequence model
+
+    def __init__(
+        self,
+        *,
+        image_size: int | tuple[int, int],
+        patch_size: int | tuple[int, int],
+        channels: int = 3,
+        train_max_noise: float = 0.0,
+        num_classes: int | None = None,
+        dim_cond: int | None = None,
+        model: dict,
+    ):
+        super().__init__()
+        self.tokenizer = Patches(image_size, patch_size, channels)
+        check_share(train_max_noise=train_max_noise)
+        for name in DERIVED_ARGUMENTS:
+            if name in model:
+                raise ValueError(
+                    f"model must not hold {name!r}: it follows from image_size, patch_size and "
+                    "channels"
+                )
+        for name in SHARED_ARGUMENTS:
+            if name in model:
+                raise ValueError(
+                    f"model must not hold {name!r}: it is an argument of the image model itself"
+                )
+        self.train_max_noise = train_max_noise
+        self.num_classes = num_classes
+        self.dim_cond = dim_cond
+        self.model = self.model_class(
+            **dict(context_drop_prob=CONTEXT_DROP_PROB) | model,
+            dim_input=self.tokenizer.dim,
+            max_seq_len=self.tokenizer.grid,
+            num_classes=num_classes,
+            dim_cond=dim_cond,
+        )
+        given = model.get(self.model_class.head_argument()) or {}
+        if hasattr(self.head, "clamp_during_sampling") and "clamp_during_sampling" not in given:
+            self.head.clamp_during_sampling = True
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        return self.tokenizer.image_size
+
+    @property
+    def patch_size(self) -> tuple[int, int]:
+        return self.tokenizer.patch_size
+
+    @property
+    def channels(self) -> int:
+        return self.tokenizer.channels
+
+    @property
+    def head(self) -> Head:
+        return self.model.head
+
+    @property
+    def generation(self) -> GenerationSettings:
+        """Defaults of `sample`."""
+        return self.model.generation
+
+    @generation.setter
+    def generation(self, settings: GenerationSettings) -> None:
+        self.model.generation = settings
+
+    def checkpoint_gradients(self) -> None:
+        """As of `Autoregressive`."""
+        self.model.checkpoint_gradients()
+
+    def _resolved_arguments(self) -> dict[str, Any]:
+        derived = (*DERIVED_ARGUMENTS, *SHARED_ARGUMENTS)
+        config = self.model.config
+        return dict(model={name: config[name] for name in config if name not in derived})
+
+    @classmethod
+    def _from_pretrained(cls, *, model: dict, **kwargs):
+        model = without_sampling_of_1_0(model, cls.model_class.head_argument())
+        # a saved model names all its arguments: without this one it was trained without it
+        return super()._from_pretrained(model=dict(context_drop_prob=0.0) | model, **kwargs)
+
+    def measure(self, images: Tensor, **_) -> None:
+        """Lets the head measure the scale of tokens on images (b c h w) in [0, 1]."""
+        self.tokenizer.check_images(images)
+        self.head.measure(self.tokenizer.encode(images))
+
+    def forward(
+        self,
+        images: Tensor,
+        *,
+        labels: Tensor | None = None,
+        cond: Tensor | None = None,
+        cond_mask: Tensor | None = None,
+        loss_reduction: Literal["mean", "none"] = "mean",
+    ) -> Tensor:
+        """The loss of images (b c h w) with values in [0, 1].
+
+        With `loss_reduction = "none"` one per patch, (b n). `labels`, `cond` and `cond_mask` as of
+        `Autoregressive.forward`.
+        """
+        self.tokenizer.check_images(images)
+        tokens = self.tokenizer.encode(images)
+        noised = None
+        if self.training and self.train_max_noise > 0:
+            like = dict(device=tokens.device, dtype=tokens.dtype)
+            share = self.train_max_noise * torch.rand(len(tokens), 1, 1, **like)
+            noised = tokens.lerp(torch.randn_like(tokens), share)
+        conditions = dict(labels=labels, cond=cond, cond_mask=cond_mask)
+        options = dict(noised_seq=noised, loss_reduction=loss_reduction)
+        return self.model(tokens, **conditions, **options)
+
+    def log_prob(
+        self,
+        images: Tensor,
+        *,
+        labels: Tensor | None = None,
+        cond: Tensor | None = None,
+        cond_mask: Tensor | None = None,
+        generator: Generator | None = None,
+        **solver_kwargs,
+    ) -> Tensor:
+        """The log-probability in nats of each patch of 8-bit images given those before it, (b n).
+
+        By uniform dequantization: uniform noise moves each value within the interval that is
+        rounded to it. The log-density there, plus the log of the interval, is on average over the
+        noise a lower bound of the log-probability (Theis et al. 2016, eq. 4,
+        https://arxiv.org/abs/1511.01844). Training sees the whole numbers themselves: a model that
+        has learned that there is nothing between them finds what lies there improbable.
+
+        Args:
+            images: (b c h w) with values in [0, 1], which are rounded to multiples of 1 / 255.
+            labels, cond, cond_mask: as of `forward`.
+            generator: source of this noise and of that of the solver, on any device; by default
+                torch's global one.
+            solver_kwargs: as of the head's `log_prob`.
+
+        Raises:
+            TypeError: the head has no density.
+        """
+        self.tokenizer.check_images(images)
+        if len(images) == 0:
+            raise ValueError("images must be at least one, got none")
+        if not (images.min() >= 0 and images.max() <= 1):
+            raise ValueError(
+                f"images must have values in [0, 1], got {images.min():g} to {images.max():g}"
+            )
+        images = images.to(torch.promote_types(images.dtype, torch.float32))
+        source = images.device if generator is None else generator.device
+        noise = torch.rand(images.shape, generator=generator, device=source, dtype=images.dtype)
+        values = (images * 255).round() + noise.to(images.device) - 0.5
+        interval = self.tokenizer.VALUE_INTERVAL
+        tokens = patchify(values * interval - 1, self.patch_size)
+        options = dict(labels=labels, cond=cond, cond_mask=cond_mask, generator=generator)
+        log_densities = self.model.log_prob(tokens, **options, **solver_kwargs)
+        return log_densities + tokens.shape[-1] * math.log(interval)
+
+    def bits_per_dim(self, images: Tensor, **kwargs) -> Tensor:
+        """The bits per value of images (b c h w) of a code by the model, (b): less is better.
+
+        8 are the images' own. On average over the noise an upper bound. Arguments as of `log_prob`.
+        """
+        return -self.log_prob(images, **kwargs).sum(dim=-1) / (images[0].numel() * math.log(2))
+
+    @with_sampling_options
+    def sample(
+        self, batch_size: int = 1, *, progress: bool = False, **options: Unpack[SamplingOptions]
+    ) -> Tensor:
+        """Draws images (b c h w) with values in [0, 1]. Arguments as of `Autoregressive.sample`."""
+        return self.tokenizer.decode(self.model.sample(batch_size, progress=progress, **options))
+
+    @with_sampling_options
+    def stream(self, batch_size: int = 1, **options: Unpack[SamplingOptions]) -> Iterator[Tensor]:
+        """The images of `sample`, (b c h w), after each patch; grey where nothing is drawn yet.
+
+        Arguments as of `sample`.
+        """
+        return self._growing(self.model.stream(batch_size, **options))
+
+    def _growing(self, tokens: Iterator[Tensor]) -> Iterator[Tensor]:
+        seq = None
+        for i, token in enumerate(tokens):
+            if seq is None:
+                seq = token.new_zeros(len(token), self.model.max_seq_len, self.model.dim_input)
+            seq[:, i] = token
+            yield self.tokenizer.decode(seq)
+
+    @with_sampling_options
+    def complete(
+        self,
+        images: Tensor,
+        keep_rows: int,
+        *,
+        num_completions: int = 1,
+        progress: bool = False,
+        **options: Unpack[SamplingOptions],
+    ) -> Tensor:
+        """Draws anew what lies below the first rows of images.
+
+        Args:
+            images: (b c h w) with values in [0, 1]; one serves several labels or vectors.
+            keep_rows: rows of pixels to keep, from 0 to the height, a multiple of the patch height.
+                They come back untouched.
+            num_completions: of each image with its label and vectors, one after the other; they
+                share the work of reading it.
+            progress: show a progress bar over the tokens.
+            options: as of `sample`; `labels` and `cond` are one for all images or one for each.
+
+        Returns:
+            Images (b · num_completions, c h w).
+        """
+        self.tokenizer.check_images(images)
+        check_positive_int(num_completions=num_completions)
+        height, patch = self.image_size[0], self.patch_size[0]
+        if type(keep_rows) is not int or not 0 <= keep_rows <= height or keep_rows % patch:
+            raise ValueError(
+                f"keep_rows must be a multiple of the patch height {patch} from 0 to {height}, "
+                f"got {keep_rows!r}"
+            )
+        conditions = {name: options.get(name) for name in ("labels", "cond")}
+        given = [as_tensor(name, v) for name, v in conditions.items() if v is not None]
+        count = max(map(len, (images, *map(torch.atleast_1d, given))))
+        if len(images) not in (1, count):
+            raise ValueError(
+                f"images must be one or {count}, as many as labels or vectors, got {len(images)}"
+            )
+        kept = images[:, :, :keep_rows].detach()
+        prompt = self.tokenizer.encode(kept)
+        tokens = self.model.sample(count * num_completions, prompt, progress=progress, **options)
+        completed = self.tokenizer.decode(tokens)
+        # as they were: to tokens and back is not exact
+        completed[:, :, :keep_rows] = kept.repeat_interleave(len(completed) // len(kept), dim=0)
+        return completed

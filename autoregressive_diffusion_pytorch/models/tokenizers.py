@@ -1,0 +1,97 @@
+"""Tokenizers: images to tokens and back."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import ClassVar
+
+from einops import rearrange
+from torch import Tensor
+from torch.nn import Module
+
+from ..utils.validation import as_height_and_width, check_positive_int
+
+
+class Tokenizer(Module, ABC):
+    """Turns images (b c h w) in [0, 1] into tokens (b n d) of about unit scale, and back.
+
+    Attributes:
+        image_size: height and width of the images.
+        channels: of the images.
+        grid: rows and columns of tokens, in raster order: n is their product.
+        dim: width d of a token.
+    """
+
+    image_size: tuple[int, int]
+    channels: int
+    grid: tuple[int, int]
+    dim: int
+
+    @abstractmethod
+    def encode(self, images: Tensor) -> Tensor:
+        """Images (b c h w) in [0, 1] to tokens (b n d)."""
+
+    @abstractmethod
+    def decode(self, tokens: Tensor) -> Tensor:
+        """Tokens (b n d) to images (b c h w) in [0, 1]."""
+
+    def check_images(self, images: Tensor) -> None:
+        """Whether images are real numbers of the right shape."""
+        shape = (self.channels, *self.image_size)
+        if not images.is_floating_point():
+            raise TypeError(
+                f"images must be real numbers in [0, 1], got {images.dtype}: divide 8-bit values "
+                "by 255"
+            )
+        if images.ndim != 4 or images.shape[1:] != shape:
+            expected = " ".join(map(str, shape))
+            raise ValueError(f"images must be of shape (b {expected}), got {tuple(images.shape)}")
+
+
+class Patches(Tokenizer):
+    """Patches of pixels, row by row: each a token (channel, height, width) of values in [-1, 1].
+
+    Args:
+        image_size: height and width of the images, one number for square ones.
+        patch_size: height and width of a patch, one number for square ones; must divide the image
+            size.
+        channels: channels of the images.
+    """
+
+    VALUE_INTERVAL: ClassVar[float] = 2 / 255  # between neighbouring 8-bit values, in tokens
+
+    def __init__(
+        self,
+        image_size: int | tuple[int, int],
+        patch_size: int | tuple[int, int],
+        channels: int = 3,
+    ):
+        super().__init__()
+        self.image_size = as_height_and_width("image_size", image_size)
+        self.patch_size = as_height_and_width("patch_size", patch_size)
+        sizes = list(zip(self.image_size, self.patch_size, strict=True))
+        if any(image % patch for image, patch in sizes):
+            raise ValueError(f"patch_size {patch_size} does not divide image_size {image_size}")
+        check_positive_int(channels=channels)
+        self.channels = channels
+        self.grid = tuple(image // patch for image, patch in sizes)
+        self.dim = channels * self.patch_size[0] * self.patch_size[1]
+
+    def encode(self, images: Tensor) -> Tensor:
+        return patchify(images * 2 - 1, self.patch_size)
+
+    def decode(self, tokens: Tensor) -> Tensor:
+        images = unpatchify(tokens, self.patch_size, self.image_size)
+        return (images / 2 + 0.5).clamp(0, 1)
+
+
+def patchify(images: Tensor, patch_size: tuple[int, int]) -> Tensor:
+    """Images (b c h w) to tokens (b n d) of the same values."""
+    p, q = patch_size
+    return rearrange(images, "b c (h p) (w q) -> b (h w) (c p q)", p=p, q=q)
+
+
+def unpatchify(tokens: Tensor, patch_size: tuple[int, int], image_size: tuple[int, int]) -> Tensor:
+    """The inverse of `patchify`, for images of `image_size` (height, width)."""
+    (p, q), rows = patch_size, image_size[0] // patch_size[0]
+    return rearrange(tokens, "b (h w) (c p q) -> b c (h p) (w q)", h=rows, p=p, q=q)

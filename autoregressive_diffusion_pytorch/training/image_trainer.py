@@ -1,0 +1,175 @@
+"""Training a model of images: any dataset of images, labels and vectors, and grids of samples."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import broadcast_object_list
+from torch import Tensor
+from torch.nn import Module
+from torch.utils.data import Dataset
+
+from ..data.image_grids import labels_by_row, save_image_grid
+from ..data.items import TrainingItems
+from ..data.order import batches_of
+from ..utils.modes import evaluating
+from ..utils.rng import preserved_rng
+from ..utils.validation import as_tensor, check_positive_int
+from .parts import Part, Step, write_by_main
+from .trainer import Trainer
+
+PER_SAMPLE_ARGUMENTS = {"labels", "cond", "cond_mask", "guidance_scale"}  # of `sample`
+
+
+class ImageTrainer(Trainer):
+    """Trains a model of images; `trainer()` runs it.
+
+    The model needs only `model(images) -> loss` and `model.sample(batch_size=…, generator=…) ->
+    images` with values in [0, 1]. Labels and vectors that the dataset gives come to both as
+    `labels`, `cond` and `cond_mask`.
+
+    Args:
+        model: the model.
+        dataset: any dataset with a length, such as torch's, torchvision's or Hugging Face's, of
+            images, pairs (image, label) or dictionaries (see `TrainingItems`). Pillow images are
+            brought to the size and channels of the model. One with labels needs a model that takes
+            them.
+        validation_dataset: another of the same kind, as of `Trainer`.
+        results_folder: holds the grids of samples, `results.STEP.png`.
+        save_results_every: steps between grids; there is one after the last step, too.
+        num_samples: images in a grid. They are always drawn with the same seed, so that grids show
+            progress and not luck. With labels a grid has one row for each class (at most
+            `num_samples` of them), and as many columns as make up that number. With vectors it
+            shows samples for the first items of the dataset.
+        sample_kwargs: further arguments of `model.sample` for the grids.
+        kwargs: as of `Trainer`.
+    """
+
+    item = "image"
+
+    def __init__(
+        self,
+        model: Module,
+        *,
+        dataset: Dataset,
+        validation_dataset: Dataset | None = None,
+        results_folder: str | Path = "./results",
+        save_results_every: int = 500,
+        num_samples: int = 16,
+        sample_kwargs: dict | None = None,
+        **kwargs,
+    ):
+        check_positive_int(save_results_every=save_results_every, num_samples=num_samples)
+
+        def as_items(name: str, dataset: Dataset) -> TrainingItems:
+            self._check_dataset(name, dataset)
+            sizes = (getattr(model, name, None) for name in ("image_size", "channels"))
+            return TrainingItems(dataset, *sizes)
+
+        if validation_dataset is not None:
+            validation_dataset = as_items("validation_dataset", validation_dataset)
+        folder = Path(results_folder)
+        self.grids = SampleGrids(folder, save_results_every, num_samples, sample_kwargs or {})
+        super().__init__(
+            model,
+            dataset=as_items("dataset", dataset),
+            validation_dataset=validation_dataset,
+            **kwargs | dict(parts=[self.grids, *kwargs.get("parts", ())]),
+        )
+
+    def call(self, function: Callable[..., Any], batch: dict[str, Tensor]) -> Any:
+        conditions = {name: part for name, part in batch.items() if name != "images"}
+        return function(batch["images"], **conditions)
+
+    def save_results(self) -> None:
+        """Draws a grid of samples with the averaged weights. All processes must call it."""
+        self.grids.save(self)
+
+
+class SampleGrids(Part):
+    """Draws a grid of samples every some steps and at the end. Arguments as of `ImageTrainer`."""
+
+    def __init__(self, folder: Path, every: int, num_samples: int, sample_kwargs: dict):
+        self.folder = folder
+        self.every = every
+        self.num_samples = num_samples
+        self.sample_kwargs = sample_kwargs
+
+    def start(self, trainer: Trainer) -> None:
+        """Draws the grid of a step at which the run before was stopped, with no time to."""
+        pending = False
+        if trainer.is_main and trainer.step > 0 and trainer.step % self.every == 0:
+            pending = not self.path(trainer.step).exists()
+        (pending,) = broadcast_object_list([pending])
+        if pending:
+            self.save(trainer)
+
+    def after_step(self, trainer: Trainer, step: Step) -> None:
+        if step.finished or (trainer.step % self.every == 0 and not step.stopped):
+            self.save(trainer)
+
+    def path(self, step: int) -> Path:
+        return self.folder / f"results.{step}.png"
+
+    def save(self, trainer: Trainer) -> None:
+        """Draws a grid with the averaged weights; the processes share it."""
+        if not hasattr(self, "_layout"):
+            self._layout = self.layout(trainer)
+        conditions, columns, row_names = self._layout
+        accelerator, model = trainer.accelerator, trainer.ema.ema_model
+        count = len(next(iter(conditions.values()))) if conditions else self.num_samples
+        device, process = accelerator.device, accelerator.process_index
+        share = math.ceil(count / accelerator.num_processes)
+        # the same number in each process, to be gathered
+        own = torch.arange(process * share, (process + 1) * share).clamp(max=count - 1)
+        kwargs = {name: given[own].to(device) for name, given in conditions.items()}
+        kwargs |= self.sample_kwargs
+        if accelerator.num_processes > 1:
+            for name in PER_SAMPLE_ARGUMENTS & self.sample_kwargs.keys():
+                kwargs[name] = _own_part(kwargs[name], own, count)
+        is_bf16 = accelerator.mixed_precision == "bf16" and not accelerator.is_fsdp2
+        if trainer.config is not None and is_bf16:
+            kwargs = dict(precision="bf16") | kwargs
+        # a training that missed a grid must not go on otherwise than one that did not
+        with preserved_rng(device), evaluating(list(model.modules())), torch.no_grad():
+            generator = torch.Generator(device).manual_seed(process)
+            images = model.sample(batch_size=share, generator=generator, **kwargs)
+        images = accelerator.gather(images.contiguous())[:count]
+        path = self.path(trainer.step)
+        write_by_main(accelerator, lambda: save_image_grid(images, path, columns, row_names))
+
+    def layout(self, trainer: Trainer) -> tuple[dict[str, Tensor], int | None, list[str] | None]:
+        """Labels and vectors of a grid, its number of columns, and the names of its rows."""
+        conditions = _conditions_of_first(trainer, 1)
+        if not conditions or {"labels", "cond"} & self.sample_kwargs.keys():
+            return {}, None, None
+        num_classes = getattr(trainer.unwrapped_model, "num_classes", None)
+        if conditions.keys() != {"labels"} or num_classes is None:
+            return _conditions_of_first(trainer, self.num_samples), None, None
+        labels, columns = labels_by_row(num_classes, self.num_samples)
+        names = trainer.dataset.classes or []
+        names = names if len(names) == num_classes else list(map(str, range(num_classes)))
+        return dict(labels=labels), columns, [names[i] for i in labels[::columns]]
+
+
+def _conditions_of_first(trainer: Trainer, count: int) -> dict[str, Tensor]:
+    """Labels and vectors of the first items of the dataset, always the same."""
+    count = min(count, len(trainer.dataset))
+    options = trainer.dataloader_kwargs
+    collate = {name: options[name] for name in ("collate_fn",) if name in options}
+    with closing(batches_of(trainer.dataset, range(count), count, **collate)) as batches:
+        batch = next(batches)
+    return {name: part for name, part in batch.items() if name != "images"}
+
+
+def _own_part(given: Any, own: Tensor, count: int) -> Any:
+    """This process's part of an argument of `count` images; what is one for all stays."""
+    tensor = as_tensor("sample_kwargs", given)
+    if tensor.ndim == 0 or len(tensor) == 1:
+        return given
+    return tensor.repeat_interleave(count // len(tensor), dim=0)[own.to(tensor.device)]

@@ -1,0 +1,236 @@
+"""The training loop: optimizer steps, and the parts of the training after each."""
+
+from __future__ import annotations
+
+import logging
+import math
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
+from accelerate.utils import send_to_device, set_seed
+from ema_pytorch import EMA
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+from torch.nn import Module
+from torch.utils.data import Dataset
+from tqdm import tqdm
+
+from ..data.order import endless_batches, explain_dead_workers
+from ..utils.rng import set_rng_state
+from .parts import Checkpoints, Part, Step, Validation
+from .signals import StopSignals
+
+if TYPE_CHECKING:
+    from .logging import TrainingLog
+
+MAX_CONSECUTIVE_SKIPS = 25  # of steps that are not finite: broken weights give no others
+
+logger = logging.getLogger(__name__)
+
+
+class TrainingStopped(SystemExit):
+    """A training that a signal ended, saved as `checkpoint` at `step`.
+
+    Not caught, it ends the process as the signal would.
+    """
+
+    def __init__(self, code: int, step: int, checkpoint: Path):
+        super().__init__(code)
+        self.step = step
+        self.checkpoint = checkpoint
+
+
+class TrainingLoop:
+    """The loop of a `Trainer`, which sets its attributes."""
+
+    item = "item"  # what the dataset holds, for messages
+
+    accelerator: Accelerator
+    model: Module  # as accelerate prepared it
+    unwrapped_model: Module
+    optimizer: AcceleratedOptimizer
+    ema: EMA
+    dataset: Dataset
+    config: dict | None  # of the model
+    log: TrainingLog
+    validation: Validation
+    checkpoints: Checkpoints
+    parts: list[Part]
+    dataloader_kwargs: dict
+    batch_size: int
+    effective_batch_size: int
+    num_train_steps: int
+    max_minutes: float | None
+    max_grad_norm: float
+    nonfinite: str
+    seed: int
+    learning_rate_at: Callable[[int], float]
+
+    def __init__(self):
+        self.step = 0
+        self.items_seen = 0
+        self.skipped_steps = 0
+        self.rng_state: dict | None = None  # to go on with; none at the start
+        self._consecutive_skips = 0
+        self._deadline = math.inf
+        self._signals = StopSignals()
+
+    @property
+    def is_main(self) -> bool:
+        return self.accelerator.is_main_process
+
+    def __call__(self) -> None:
+        """Trains up to `num_train_steps`, or for `max_minutes`.
+
+        Raises:
+            TrainingStopped: after a signal, when all is saved.
+            FloatingPointError: if a loss or gradient is not finite, and `nonfinite` says so.
+        """
+        if self.step >= self.num_train_steps:
+            return
+        self._start_rng()
+        started, first_step = time.monotonic(), self.step
+        self._deadline = math.inf if self.max_minutes is None else started + 60 * self.max_minutes
+        batches = endless_batches(
+            self.dataset,
+            self.batch_size,
+            seed=self.seed,
+            start=self.items_seen,
+            process_index=self.accelerator.process_index,
+            num_processes=self.accelerator.num_processes,
+            **self.dataloader_kwargs,
+        )
+        facts = dict(seed=self.seed, effective_batch_size=self.effective_batch_size)
+        trackers = self.log.open(self.accelerator, self.step, dict(self.config or {}, **facts))
+        total = dict(total=self.num_train_steps, initial=self.step)
+        bar = tqdm(**total, desc="training", disable=not self.is_main)
+        with self._signals, explain_dead_workers(), closing(batches), trackers, bar as self.bar:
+            for part in self.parts:
+                part.start(self)
+            step = self._train(batches)
+        checkpoint = self.checkpoints.path(self.step)
+        if step.stopped:
+            how = "resume = True goes on from there"
+            self.say(f"stopped after step {self.step} and saved as {checkpoint}: {how}")
+            raise TrainingStopped(self._signals.exit_code, self.step, checkpoint)
+        self.say(self._summary(time.monotonic() - started, self.step - first_step, checkpoint))
+
+    def _train(self, batches: Iterator[dict[str, Tensor]]) -> Step:
+        """The steps; gives the last one."""
+        while True:
+            started = time.monotonic()
+            step = self._train_step(batches)
+            step.seconds = time.monotonic() - started
+            self.step += 1
+            step.finished = self.step == self.num_train_steps or step.out_of_time
+            step.stopped = step.stop_requested and not step.finished
+            self.bar.update()
+            for part in self.parts:
+                part.after_step(self, step)
+            if step.is_last:
+                return step
+
+    def _start_rng(self) -> None:
+        if self.rng_state is not None:
+            set_rng_state(self.rng_state, self.accelerator.device)
+        elif self.step == 0:
+            set_seed(self.seed, device_specific=True)  # other noise in each process
+        self.rng_state = None
+
+    def _train_step(self, batches: Iterator[dict[str, Tensor]]) -> Step:
+        self.model.train()
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate_at(self.step)
+        losses = []
+        passes = self.accelerator.gradient_accumulation_steps
+        for i in range(passes):
+            batch = self._batch = self.to_device(next(batches))
+            self.items_seen += self.batch_size * self.accelerator.num_processes
+            # gradients are exchanged between processes only once, with the last pass
+            with nullcontext() if i == passes - 1 else self.accelerator.no_sync(self.model):
+                loss = self.loss(self.model, batch)
+                self.accelerator.backward(loss)
+            losses.append(loss.detach())
+        norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.max_grad_norm)
+        step = self._all_reduce(torch.stack(losses).mean(), norm)
+        # the scaler of fp16 skips steps whose gradient is not finite, and learns from them
+        scaler = self.accelerator.scaler
+        if step.is_finite or (scaler is not None and math.isfinite(step.loss)):
+            self.optimizer.step()
+        elif scaler is not None:
+            scaler.update()
+        if step.is_finite and not self.accelerator.optimizer_step_was_skipped:
+            self.ema.update()
+        self.optimizer.zero_grad()
+        self._handle_nonfinite(step)
+        return step
+
+    def _all_reduce(self, loss: Tensor, norm: Tensor) -> Step:
+        """The same values and decisions in all processes: one that stops must not be waited for."""
+        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        flags = [time.monotonic() > self._deadline, self._signals.received is not None]
+        flags = loss.new_tensor(flags, dtype=torch.float32)
+        values = torch.cat((torch.stack((loss.float(), norm.float())), flags))
+        loss, norm, *flags = self.accelerator.reduce(values, "mean").tolist()
+        return Step(loss, norm, *(flag > 0 for flag in flags))
+
+    def _handle_nonfinite(self, step: Step) -> None:
+        if step.is_finite:
+            self._consecutive_skips = 0
+            return
+        self.skipped_steps += 1
+        self._consecutive_skips += 1
+        # the gradient scaler of fp16 looks for its scale so
+        is_backoff = math.isfinite(step.loss) and self.accelerator.scaler is not None
+        what = f"the loss {step.loss:g} and the gradient norm {step.gradient_norm:g}"
+        where = f"at step {self.step + 1}"
+        if self._consecutive_skips > MAX_CONSECUTIVE_SKIPS:
+            before = f"as in {MAX_CONSECUTIVE_SKIPS} steps before it"
+            raise FloatingPointError(f"{what} are not finite {where}, {before}")
+        if self.nonfinite == "stop" and not is_backoff:
+            raise FloatingPointError(
+                f"{what} are not finite {where}; the weights are still those of the step before. "
+                "nonfinite = 'skip' leaves such steps out; a lower learning rate may avoid them"
+            )
+        if not is_backoff and self.is_main:
+            logger.warning("step %d is skipped: %s are not finite", self.step + 1, what)
+
+    # what the parts use
+
+    def call(self, function: Callable[..., Any], batch: dict[str, Tensor]) -> Any:
+        """Hands a batch to a function of the model."""
+        return function(**batch)
+
+    def loss(self, model: Module, batch: dict[str, Tensor]) -> Tensor:
+        return self.call(model, batch)
+
+    def loss_of_last_batch(self, model: Module) -> Tensor:
+        return self.loss(model, self._batch)
+
+    def to_device(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        return send_to_device(batch, self.accelerator.device, non_blocking=True)
+
+    def say(self, sentence: str) -> None:
+        if self.is_main:
+            tqdm.write(sentence, file=sys.stderr)
+
+    def _summary(self, seconds: float, steps: int, checkpoint: Path) -> str:
+        speed = steps * self.effective_batch_size / seconds
+        parts = [
+            f"{steps:,} steps in {tqdm.format_interval(seconds)}",
+            f"{speed:.0f} {self.item}s/s with all that was saved and drawn",
+            f"loss {self.log.losses.average:.4f}",
+        ]
+        if self.validation.loss is not None:
+            best = self.validation.best_loss
+            parts.append(f"validation loss {self.validation.loss:.4f}, at best {best:.4f}")
+        if self.skipped_steps:
+            parts.append(f"{self.skipped_steps} steps skipped")
+        return f"{', '.join(parts)}; {checkpoint}"

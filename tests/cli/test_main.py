@@ -1,0 +1,100 @@
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from command_line import TINY, failed, succeeded
+from PIL import Image
+
+from autoregressive_diffusion_pytorch.cli import main
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "nowhere"], "nowhere does not exist"),
+        (["train", "digits", "--image-size", "16"], "the digits are grey images of 8 x 8 pixels"),
+        (["train", "digits", "--patch-size", "3"], "patch_size 3 does not divide image_size 8"),
+        (
+            ["train", "digits", "--head", "gan"],
+            "'gan' is none of diffusion, flow, nor MODULE:CLASS",
+        ),
+        (["train", "digits", "--steps", "0"], "0 is not in the range x>=1"),
+        (["train", "--seed", "-1"], "-1 is not in the range"),
+        (["train", ".", "--labels", "--run", "../elsewhere"], "holds no image"),
+        (["sample", "nowhere"], "'nowhere' does not exist"),
+        (["complete", ".", "nowhere.png", "--keep-rows", "8"], "'nowhere.png' does not exist"),
+        (["sample", "."], "holds no config.json: it is not the folder of a run"),
+        (["resume", "."], "holds no config.json: it is not the folder of a run"),
+    ],
+)
+def test_bad_arguments_are_told_in_a_line(call, tmp_path, arguments, message):
+    assert message in failed(call(*arguments))
+    assert list(tmp_path.iterdir()) == []  # nothing is left behind
+
+
+@pytest.mark.parametrize(
+    "command",
+    [[], ["train"], ["resume"], ["sample"], ["complete"], ["evaluate"], ["tune"], ["export"]],
+)
+def test_help_comes_fast_and_explains_every_option(command):
+    code = (
+        "import sys; from autoregressive_diffusion_pytorch.cli import main\n"
+        f"try: main({[*command, '--help']})\n"
+        "finally: assert 'torch' not in sys.modules"
+    )
+    result = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True
+    )
+    assert "Usage:" in result.stdout
+    for parameter in main.commands[command[0]].params if command else []:
+        assert parameter.param_type_name == "argument" or parameter.help
+
+
+def test_two_processes_share_a_run_its_samples_and_its_evaluation(call, tmp_path, mean_network):
+    environment = os.environ | dict(ACCELERATE_USE_CPU="true", OMP_NUM_THREADS="1")
+    launcher = [
+        sys.executable,
+        "-W",
+        "ignore",
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        "2",
+    ]
+
+    def launch(*arguments):
+        command = [*launcher, "-m", "autoregressive_diffusion_pytorch", "--", *map(str, arguments)]
+        result = subprocess.run(
+            command, capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=120
+        )
+        assert result.returncode == 0, result.stderr[-3000:]
+        return result.stdout
+
+    assert launch("train", *TINY, "--hold-out", 0.008) == "runs/digits/samples/results.2.png\n"
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["digits"]
+    options = ("sample", "runs/digits", "--count", 5, "--batch-size", 2, "--steps", 2, "--output")
+    assert launch(*options, "two.png") == "two.png\n"
+    succeeded(call(*options, "one.png"))
+    assert Image.open(tmp_path / "one.png").tobytes() == Image.open(tmp_path / "two.png").tobytes()
+
+    options = (
+        "evaluate",
+        "runs/digits",
+        "--features",
+        mean_network,
+        "--count",
+        11,
+        "--batch-size",
+        4,
+        "--steps",
+        1,
+        "--output",
+    )
+    assert launch(*options, "two.json").splitlines()[-1] == "two.json"
+    succeeded(call(*options, "one.json"))
+    assert json.loads((tmp_path / "one.json").read_text()) == json.loads(
+        (tmp_path / "two.json").read_text()
+    )

@@ -1,0 +1,57 @@
+"""Every script of `examples/` runs, with a tiny model and a few steps."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+FOLDER = Path(__file__).parents[1] / "examples"
+OPTIONS = {
+    "complete_images": "--steps 2 --output picture.png",
+    "sequences": "--steps 2 --count 10",
+    "train_digits": "--steps 2 --dim 32 --folder run",
+}
+NO_SCRIPTS = {"gaussian_head"}  # a module that others import
+
+
+@pytest.fixture
+def run(tmp_path):
+    def run(name):
+        paths = os.pathsep.join([str(FOLDER.parent), os.environ.get("PYTHONPATH", "")])
+        environment = os.environ | dict(
+            PYTHONPATH=paths, OMP_NUM_THREADS="1", ACCELERATE_USE_CPU="true"
+        )
+        command = [sys.executable, str(FOLDER / f"{name}.py"), *OPTIONS[name].split()]
+        result = subprocess.run(
+            command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
+        )
+        assert result.returncode == 0, result.stderr
+        return result.stdout.splitlines()
+
+    return run
+
+
+def test_all_are_run():
+    assert {path.stem for path in FOLDER.glob("*.py")} == OPTIONS.keys() | NO_SCRIPTS
+
+
+def test_train_digits(run, tmp_path):
+    *_, contrast, grid = run("train_digits")
+    assert contrast.startswith("contrast of samples ")
+    Image.open(tmp_path / grid).verify()
+
+
+def test_sequences(run):
+    *_, process, samples = run("sequences")
+    assert process.startswith("process: std of the last token")
+    assert samples.startswith("samples: std of the last token")
+
+
+def test_complete_images(run, tmp_path):
+    *_, first, second, picture = run("complete_images")
+    assert first.endswith("have the right label")
+    assert second.startswith("guidance 2: ")
+    assert Image.open(tmp_path / picture).width > 10 * 4 * 8
