@@ -85,6 +85,7 @@ def run_by_two(script, folder, **environment):
     settings = dict(
         ACCELERATE_USE_CPU="true",
         OMP_NUM_THREADS="1",
+        CUDA_VISIBLE_DEVICES="",  # beside a GPU torch would take one per process
         PYTHONPATH=os.pathsep.join(filter(None, paths)),
     )
     environment = os.environ | settings | environment

@@ -1,5 +1,4 @@
-"""Benchmarks are run by hand, so here it is made sure that each of them can start, and reads what
-others print."""
+"""Benchmarks are run by hand: here each of them starts, and reads what others print."""
 
 import importlib
 import sys
@@ -12,7 +11,7 @@ SCRIPTS = sorted(path.stem for path in FOLDER.glob("*.py"))
 
 
 @pytest.fixture
-def benchmark(monkeypatch):
+def script(monkeypatch):  # `benchmark` is a fixture of pytest-benchmark
     if not FOLDER.is_dir():
         pytest.skip("the benchmarks are not part of a source distribution")
     monkeypatch.syspath_prepend(str(FOLDER))
@@ -23,30 +22,30 @@ def benchmark(monkeypatch):
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
-def test_a_benchmark_can_start(benchmark, name, monkeypatch):
-    script = benchmark(name)
-    if "argparse" in vars(script):
+def test_a_benchmark_can_start(script, name, monkeypatch):
+    module = script(name)
+    if "argparse" in vars(module):
         monkeypatch.setattr(sys, "argv", [name, "--help"])
         with pytest.raises(SystemExit) as ended:
-            script.main()
+            module.main()
         assert ended.value.code == 0
 
 
-def test_configurations_have_names_of_their_own(benchmark):
-    configurations = benchmark("configurations")
-    as_file_name = benchmark("quality_worker").as_file_name
+def test_configurations_have_names_of_their_own(script):
+    configurations = script("configurations")
+    as_file_name = script("quality_worker").as_file_name
     for rows in configurations.SETS.values():
         assert len({as_file_name(row.name) for row in rows}) == len(rows)
 
 
-def test_every_row_of_the_ablations_makes_a_model(benchmark):
+def test_every_row_of_the_ablations_makes_a_model(script):
     from autoregressive_diffusion_pytorch import (
         ImageAutoregressiveDiffusion,
         ImageAutoregressiveFlow,
     )
 
     classes = dict(diffusion=ImageAutoregressiveDiffusion, flow=ImageAutoregressiveFlow)
-    for row in benchmark("configurations").SETS["ablations"]:
+    for row in script("configurations").SETS["ablations"]:
         model = dict(dim=32, depth=1) | row.model | {f"{row.head}_kwargs": row.head_kwargs}
         classes[row.head](model=model, image_size=32, patch_size=row.patch_size, **row.image)
 
@@ -65,5 +64,5 @@ def test_every_row_of_the_ablations_makes_a_model(benchmark):
         ("3.5e-2", dict(distance=0.035)),
     ],
 )
-def test_distances_that_commands_print(benchmark, printed, expected):
-    assert benchmark("quality").read_distances(printed) == expected
+def test_distances_that_commands_print(script, printed, expected):
+    assert script("quality").read_distances(printed) == expected

@@ -45,7 +45,7 @@ def snippets():
 
 @pytest.fixture
 def short_training(tmp_path, monkeypatch):
-    """A folder of images in the place of the pages', and one step where they do not say how many."""
+    """A folder of images in place of the pages', and one step where they do not say how many."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(ROOT / "examples"))
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")

@@ -20,7 +20,8 @@ from ..data.order import batches_of
 from ..utils.modes import evaluating
 from ..utils.rng import preserved_rng
 from ..utils.validation import as_tensor, check_positive_int
-from .parts import Part, Step, write_by_main
+from .loop import Part, Step, TrainingLoop
+from .parts import write_by_main
 from .trainer import Trainer
 
 PER_SAMPLE_ARGUMENTS = {"labels", "cond", "cond_mask", "guidance_scale"}  # of `sample`
@@ -100,7 +101,7 @@ class SampleGrids(Part):
         self.num_samples = num_samples
         self.sample_kwargs = sample_kwargs
 
-    def start(self, trainer: Trainer) -> None:
+    def start(self, trainer: TrainingLoop) -> None:
         """Draws the grid of a step at which the run before was stopped, with no time to."""
         pending = False
         if trainer.is_main and trainer.step > 0 and trainer.step % self.every == 0:
@@ -109,14 +110,14 @@ class SampleGrids(Part):
         if pending:
             self.save(trainer)
 
-    def after_step(self, trainer: Trainer, step: Step) -> None:
+    def after_step(self, trainer: TrainingLoop, step: Step) -> None:
         if step.finished or (trainer.step % self.every == 0 and not step.stopped):
             self.save(trainer)
 
     def path(self, step: int) -> Path:
         return self.folder / f"results.{step}.png"
 
-    def save(self, trainer: Trainer) -> None:
+    def save(self, trainer: TrainingLoop) -> None:
         """Draws a grid with the averaged weights; the processes share it."""
         if not hasattr(self, "_layout"):
             self._layout = self.layout(trainer)
@@ -143,7 +144,9 @@ class SampleGrids(Part):
         path = self.path(trainer.step)
         write_by_main(accelerator, lambda: save_image_grid(images, path, columns, row_names))
 
-    def layout(self, trainer: Trainer) -> tuple[dict[str, Tensor], int | None, list[str] | None]:
+    def layout(
+        self, trainer: TrainingLoop
+    ) -> tuple[dict[str, Tensor], int | None, list[str] | None]:
         """Labels and vectors of a grid, its number of columns, and the names of its rows."""
         conditions = _conditions_of_first(trainer, 1)
         if not conditions or {"labels", "cond"} & self.sample_kwargs.keys():
@@ -157,7 +160,7 @@ class SampleGrids(Part):
         return dict(labels=labels), columns, [names[i] for i in labels[::columns]]
 
 
-def _conditions_of_first(trainer: Trainer, count: int) -> dict[str, Tensor]:
+def _conditions_of_first(trainer: TrainingLoop, count: int) -> dict[str, Tensor]:
     """Labels and vectors of the first items of the dataset, always the same."""
     count = min(count, len(trainer.dataset))
     options = trainer.dataloader_kwargs

@@ -5,24 +5,19 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor
 from torch.nn import Module
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..utils.modes import evaluating
 from ..utils.rng import preserved_rng
-from .parts import Part, Step
-
-if TYPE_CHECKING:
-    from .trainer import Trainer
+from .loop import Part, Step, TrainingLoop
 
 logger = logging.getLogger(__name__)
 
@@ -40,25 +35,27 @@ class TrainingLog(Part):
         self._seconds: list[float] = []  # of the steps since the last entry
         self._utilization_by_speed: float | None = None
 
-    @contextmanager
-    def open(
-        self, accelerator: Accelerator, step: int, configuration: dict[str, Any]
-    ) -> Iterator[None]:
-        """The trackers are open inside the block, for the steps after `step`."""
+    def start(self, trainer: TrainingLoop) -> None:
+        """Opens the trackers."""
+        accelerator, step = trainer.accelerator, trainer.step
         # entries after the checkpoint that this run resumes from are no part of it
         init_kwargs = dict(tensorboard=dict(purge_step=step + 1)) if step else {}
         accelerator.init_trackers("training", init_kwargs=init_kwargs)
+        facts = dict(seed=trainer.seed, effective_batch_size=trainer.effective_batch_size)
         for tracker in accelerator.trackers:
             if tracker.name != "tensorboard":  # which would add another file for it
-                tracker.store_init_configuration(configuration)
-        try:
-            yield
-        finally:
-            for tracker in accelerator.trackers:
-                tracker.finish()
-            accelerator.trackers = []
+                tracker.store_init_configuration(dict(trainer.config or {}, **facts))
 
-    def after_step(self, trainer: Trainer, step: Step) -> None:
+    def end(self, trainer: TrainingLoop) -> None:
+        """Closes the trackers."""
+        for tracker in trainer.accelerator.trackers:
+            tracker.finish()
+        trainer.accelerator.trackers = []
+
+    def summary(self, trainer: TrainingLoop) -> list[str]:
+        return [f"loss {self.losses.average:.4f}"]
+
+    def after_step(self, trainer: TrainingLoop, step: Step) -> None:
         self._seconds.append(step.seconds)
         is_spike = self.losses.is_spike(step.loss)
         if is_spike and trainer.is_main:
@@ -74,7 +71,7 @@ class TrainingLog(Part):
         if step.is_last or is_spike or trainer.step % self.log_every == 0:
             self._write(trainer, step)
 
-    def _write(self, trainer: Trainer, step: Step) -> None:
+    def _write(self, trainer: TrainingLoop, step: Step) -> None:
         speed = trainer.effective_batch_size * len(self._seconds) / sum(self._seconds)
         self._seconds.clear()
         if self._utilization_by_speed is None:
@@ -93,7 +90,7 @@ class TrainingLog(Part):
         summary = f"loss {self.losses.average:.4f}, {speed:.0f} {trainer.item}s/s"
         trainer.bar.set_postfix_str(summary, refresh=False)
 
-    def _measure(self, trainer: Trainer) -> float:
+    def _measure(self, trainer: TrainingLoop) -> float:
         """The utilization of the devices at one item per second; 0 where it cannot be measured.
 
         Measured in all processes, as the parts of a sharded model work together.

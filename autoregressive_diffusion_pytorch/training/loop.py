@@ -8,8 +8,9 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -24,15 +25,59 @@ from tqdm import tqdm
 
 from ..data.order import endless_batches, explain_dead_workers
 from ..utils.rng import set_rng_state
-from .parts import Checkpoints, Part, Step, Validation
 from .signals import StopSignals
-
-if TYPE_CHECKING:
-    from .logging import TrainingLog
 
 MAX_CONSECUTIVE_SKIPS = 25  # of steps that are not finite: broken weights give no others
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Step:
+    """The result of one optimizer step, the same in all processes."""
+
+    loss: float
+    gradient_norm: float
+    out_of_time: bool = False
+    stop_requested: bool = False
+    seconds: float = 0.0
+    finished: bool = False  # the training ends with it
+    stopped: bool = False  # a signal ends it
+
+    @property
+    def is_finite(self) -> bool:
+        return math.isfinite(self.loss) and math.isfinite(self.gradient_norm)
+
+    @property
+    def is_last(self) -> bool:
+        return self.finished or self.stopped
+
+
+class Part:
+    """A part of a training. All processes call each method, at the same time."""
+
+    def start(self, trainer: TrainingLoop) -> None:
+        """Before the first step of a run, also of a resumed one."""
+
+    def end(self, trainer: TrainingLoop) -> None:
+        """After the last step, also after an error."""
+
+    def after_step(self, trainer: TrainingLoop, step: Step) -> None:
+        """After each step; `trainer.step` counts it already."""
+
+    def summary(self, trainer: TrainingLoop) -> list[str]:
+        """What to say at the end of the training."""
+        return []
+
+    def state(self) -> dict[str, Any]:
+        """Tensors and plain values for the checkpoint, by names that are this part's own.
+
+        Checkpoints are written before parts of the user see a step: the state is that before it.
+        """
+        return {}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Restores `state`, from that of all parts."""
 
 
 class TrainingStopped(SystemExit):
@@ -59,9 +104,6 @@ class TrainingLoop:
     ema: EMA
     dataset: Dataset
     config: dict | None  # of the model
-    log: TrainingLog
-    validation: Validation
-    checkpoints: Checkpoints
     parts: list[Part]
     dataloader_kwargs: dict
     batch_size: int
@@ -77,7 +119,8 @@ class TrainingLoop:
         self.step = 0
         self.items_seen = 0
         self.skipped_steps = 0
-        self.rng_state: dict | None = None  # to go on with; none at the start
+        self.rng_state: dict | None = None  # to resume with; none at the start
+        self.checkpoint: Path | None = None  # the last one that this process has saved
         self._consecutive_skips = 0
         self._deadline = math.inf
         self._signals = StopSignals()
@@ -107,20 +150,21 @@ class TrainingLoop:
             num_processes=self.accelerator.num_processes,
             **self.dataloader_kwargs,
         )
-        facts = dict(seed=self.seed, effective_batch_size=self.effective_batch_size)
-        trackers = self.log.open(self.accelerator, self.step, dict(self.config or {}, **facts))
         total = dict(total=self.num_train_steps, initial=self.step)
         bar = tqdm(**total, desc="training", disable=not self.is_main)
-        with self._signals, explain_dead_workers(), closing(batches), trackers, bar as self.bar:
-            for part in self.parts:
-                part.start(self)
-            step = self._train(batches)
-        checkpoint = self.checkpoints.path(self.step)
+        with self._signals, explain_dead_workers(), closing(batches), bar as self.bar:
+            try:
+                for part in self.parts:
+                    part.start(self)
+                step = self._train(batches)
+            finally:
+                for part in self.parts:
+                    part.end(self)
         if step.stopped:
-            how = "resume = True goes on from there"
-            self.say(f"stopped after step {self.step} and saved as {checkpoint}: {how}")
-            raise TrainingStopped(self._signals.exit_code, self.step, checkpoint)
-        self.say(self._summary(time.monotonic() - started, self.step - first_step, checkpoint))
+            where = f"stopped after step {self.step} and saved as {self.checkpoint}"
+            self.say(f"{where}: resume = True goes on from there")
+            raise TrainingStopped(self._signals.exit_code, self.step, self.checkpoint)
+        self.say(self._summary(time.monotonic() - started, self.step - first_step))
 
     def _train(self, batches: Iterator[dict[str, Tensor]]) -> Step:
         """The steps; gives the last one."""
@@ -221,16 +265,13 @@ class TrainingLoop:
         if self.is_main:
             tqdm.write(sentence, file=sys.stderr)
 
-    def _summary(self, seconds: float, steps: int, checkpoint: Path) -> str:
+    def _summary(self, seconds: float, steps: int) -> str:
         speed = steps * self.effective_batch_size / seconds
-        parts = [
+        facts = [
             f"{steps:,} steps in {tqdm.format_interval(seconds)}",
             f"{speed:.0f} {self.item}s/s with all that was saved and drawn",
-            f"loss {self.log.losses.average:.4f}",
+            *(fact for part in self.parts for fact in part.summary(self)),
         ]
-        if self.validation.loss is not None:
-            best = self.validation.best_loss
-            parts.append(f"validation loss {self.validation.loss:.4f}, at best {best:.4f}")
         if self.skipped_steps:
-            parts.append(f"{self.skipped_steps} steps skipped")
-        return f"{', '.join(parts)}; {checkpoint}"
+            facts.append(f"{self.skipped_steps} steps skipped")
+        return f"{', '.join(facts)}; {self.checkpoint}"

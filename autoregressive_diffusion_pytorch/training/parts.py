@@ -1,4 +1,4 @@
-"""What a training does beside its steps: parts that plug into a `Trainer`."""
+"""The parts of every training: validation and checkpoints."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import math
 import warnings
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object, set_seed
 from torch.utils.data import Dataset
 
@@ -25,53 +25,8 @@ from .checkpoints import (
     validation_loss,
     write_checkpoint,
 )
-
-if TYPE_CHECKING:
-    from accelerate import Accelerator
-
-    from .state import TrainingState
-    from .trainer import Trainer
-
-
-@dataclass
-class Step:
-    """The result of one optimizer step, the same in all processes."""
-
-    loss: float
-    gradient_norm: float
-    out_of_time: bool = False
-    stop_requested: bool = False
-    seconds: float = 0.0
-    finished: bool = False  # the training ends with it
-    stopped: bool = False  # a signal ends it
-
-    @property
-    def is_finite(self) -> bool:
-        return math.isfinite(self.loss) and math.isfinite(self.gradient_norm)
-
-    @property
-    def is_last(self) -> bool:
-        return self.finished or self.stopped
-
-
-class Part:
-    """A part of a training. All processes call each method, at the same time."""
-
-    def start(self, trainer: Trainer) -> None:
-        """Before the first step of a run, also of a resumed one."""
-
-    def after_step(self, trainer: Trainer, step: Step) -> None:
-        """After each step; `trainer.step` counts it already."""
-
-    def state(self) -> dict[str, Any]:
-        """Tensors and plain values for the checkpoint, by names that are this part's own.
-
-        Checkpoints are written before parts of the user see a step: the state is that before it.
-        """
-        return {}
-
-    def load_state(self, state: dict[str, Any]) -> None:
-        """Restores `state`, from that of all parts."""
+from .loop import Part, Step, TrainingLoop
+from .state import TrainingState
 
 
 class Validation(Part):
@@ -86,7 +41,7 @@ class Validation(Part):
         self.loss: float | None = None  # of the last checkpoint
         self.best_loss = math.inf
 
-    def run(self, trainer: Trainer) -> None:
+    def run(self, trainer: TrainingLoop) -> None:
         """Computes and logs the loss."""
         self.loss = None if self.dataset is None else self.compute(trainer)
         if self.loss is not None:
@@ -94,7 +49,7 @@ class Validation(Part):
             trainer.accelerator.log(dict(validation_loss=self.loss), step=trainer.step)
 
     @torch.no_grad()
-    def compute(self, trainer: Trainer) -> float:
+    def compute(self, trainer: TrainingLoop) -> float:
         """The mean over all items; with FSDP over as many as divide evenly among the processes."""
         accelerator = trainer.accelerator
         device, processes = accelerator.device, accelerator.num_processes
@@ -162,7 +117,7 @@ class Checkpoints(Part):
     def path(self, step: int) -> Path:
         return self.folder / f"checkpoint.{step}"
 
-    def start(self, trainer: Trainer) -> None:
+    def start(self, trainer: TrainingLoop) -> None:
         """Validates the newest checkpoint if the run before was stopped at it, with no time to."""
         pending = False
         if trainer.is_main and trainer.step > 0 and trainer.step % self.every == 0:
@@ -172,11 +127,15 @@ class Checkpoints(Part):
         if pending:
             self.save(trainer)
 
-    def after_step(self, trainer: Trainer, step: Step) -> None:
+    def after_step(self, trainer: TrainingLoop, step: Step) -> None:
         if step.is_last or trainer.step % self.every == 0:
             self.save(trainer, validate=not step.stopped)
 
-    def save(self, trainer: Trainer, validate: bool = True) -> Path:
+    def summary(self, trainer: TrainingLoop) -> list[str]:
+        loss, best = self.validation.loss, self.validation.best_loss
+        return [] if loss is None else [f"validation loss {loss:.4f}, at best {best:.4f}"]
+
+    def save(self, trainer: TrainingLoop, validate: bool = True) -> Path:
         self.validation.loss = None
         if validate:
             self.validation.run(trainer)
@@ -197,9 +156,10 @@ class Checkpoints(Part):
                 remove_old_checkpoints(self.folder, self.keep_last, up_to=trainer.step)
 
         write_by_main(trainer.accelerator, write_and_remove)
-        return self.path(trainer.step)
+        trainer.checkpoint = self.path(trainer.step)
+        return trainer.checkpoint
 
-    def load(self, trainer: Trainer, folder: Path) -> None:
+    def load(self, trainer: TrainingLoop, folder: Path) -> None:
         progress = self.training_state.load(folder)
         trainer.step = progress["step"]
         before, now = progress["num_images"], len(trainer.dataset)

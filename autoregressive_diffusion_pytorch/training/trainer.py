@@ -24,9 +24,9 @@ from ..models.hub import Pretrained
 from ..utils.rng import preserved_rng, seed_cpu
 from ..utils.validation import check_above_zero, check_choice, check_int, check_positive_int
 from .logging import TrainingLog
-from .loop import TrainingLoop
+from .loop import Part, TrainingLoop
 from .optim import learning_rate_at, make_average, make_optimizer
-from .parts import Checkpoints, Part, Validation
+from .parts import Checkpoints, Validation
 from .state import TrainingState
 
 DEFAULT_STEPS = 70_000

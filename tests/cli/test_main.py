@@ -53,7 +53,9 @@ def test_help_comes_fast_and_explains_every_option(command):
 
 
 def test_two_processes_share_a_run_its_samples_and_its_evaluation(call, tmp_path, mean_network):
-    environment = os.environ | dict(ACCELERATE_USE_CPU="true", OMP_NUM_THREADS="1")
+    # beside a GPU torch would take one per process, whatever ACCELERATE_USE_CPU says
+    settings = dict(ACCELERATE_USE_CPU="true", CUDA_VISIBLE_DEVICES="", OMP_NUM_THREADS="1")
+    environment = os.environ | settings
     launcher = [
         sys.executable,
         "-W",

@@ -2,6 +2,7 @@ import struct
 import warnings
 
 import numpy as np
+import PIL
 import pytest
 import torch
 from PIL import Image
@@ -72,6 +73,8 @@ def test_rgb_is_exact(tmp_path):
     "mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "I;16", "I", "F"]
 )
 def test_every_mode_in_every_number_of_channels(tmp_path, mode, channels):
+    if mode == "YCbCr" and int(PIL.__version__.partition(".")[0]) < 13:
+        pytest.skip("older versions of Pillow cannot read such files, not even their own")
     # the left half is black and the right half white, in every mode
     grey = np.zeros((16, 16), dtype=np.uint8)
     grey[:, 8:] = 255

@@ -400,7 +400,8 @@ torch.set_num_threads(1)
 torch.manual_seed(0)
 trainer_in("killed", small_model(), num_train_steps=1000, warmup_steps=0, checkpoint_every=1)()
 """
-    environment = os.environ | dict(PYTHONPATH=str(Path(small_trainings.__file__).parent))
+    paths = [str(Path(small_trainings.__file__).parent), os.environ.get("PYTHONPATH", "")]
+    environment = os.environ | dict(PYTHONPATH=os.pathsep.join(filter(None, paths)))
     with open(tmp_path / "log", "wb") as log:
         process = subprocess.Popen(
             [sys.executable, "-W", "ignore", "-c", script],
@@ -410,7 +411,7 @@ trainer_in("killed", small_model(), num_train_steps=1000, warmup_steps=0, checkp
         )
     checkpoints = tmp_path / "killed" / "checkpoints"
     deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
+    while time.monotonic() < deadline and process.poll() is None:
         there = os.listdir(checkpoints) if checkpoints.exists() else []
         if "checkpoint.5" in there and any(name.endswith(".partial") for name in there):
             break
