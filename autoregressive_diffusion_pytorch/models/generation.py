@@ -54,12 +54,12 @@ class Generation:
         self.prompt = prompt.detach().to(weight.device, dtype)
 
         names = ("guidance_scale", "guidance_schedule", "guidance_interval")
-        self.guidance = GuidanceSchedule(*(options.pop(name, None) for name in names))
+        self.cfg = GuidanceSchedule(*(options.pop(name, None) for name in names))
         self.context_guidance = check_context_guidance(options.pop("context_guidance"))
         self._check_guidance()
         given = {name: options.pop(name, None) for name in ("labels", "cond", "cond_mask")}
         self.conditions = {}
-        if not (self.guidance.is_unconditional and all(v is None for v in given.values())):
+        if not (self.cfg.is_unconditional and all(v is None for v in given.values())):
             self.conditions = model.conditioning.check(**given)
         self._check_batch(batch_size)
 
@@ -80,7 +80,7 @@ class Generation:
                 "context_guidance other than 1 needs a model that is trained with a "
                 f"context_drop_prob above 0, got {self.context_guidance}"
             )
-        if not self.guidance.is_conditional:
+        if not self.cfg.is_conditional:
             needed = "guidance_scale other than 1 needs a model"
             if not conditioning.is_conditional:
                 raise ValueError(f"{needed} with num_classes or dim_cond")
@@ -91,7 +91,7 @@ class Generation:
         """`num_prompts` different prompts and conditions serve `batch_size` sequences evenly."""
         given = dict(prompt=self.prompt, **self.conditions)
         self.num_prompts = count = max(map(len, given.values()))
-        scales = self.guidance.scale.numel()
+        scales = self.cfg.scale.numel()
         if batch_size == 1:
             batch_size = scales if scales % count == 0 else count
         self.batch_size = batch_size
@@ -127,7 +127,7 @@ class Generation:
     @property
     def _is_guided(self) -> bool:
         """Each sequence is read twice: with its condition and with the null condition."""
-        return not (self.guidance.is_conditional or self.guidance.is_unconditional)
+        return not (self.cfg.is_conditional or self.cfg.is_unconditional)
 
     def _read(self, token: Tensor, state: BackboneState) -> tuple[Tensor, BackboneState]:
         embeds = self.model.embed(token.unsqueeze(1))
@@ -143,7 +143,7 @@ class Generation:
             prompt = torch.cat((prompt, prompt))
             conditions = {name: torch.cat((given, given)) for name, given in conditions.items()}
             dropped = torch.arange(len(prompt), device=prompt.device) >= count
-        elif self.guidance.is_unconditional:
+        elif self.cfg.is_unconditional:
             conditions = {}
             dropped = torch.ones(count, dtype=torch.bool, device=prompt.device)
         condition = model.conditioning(**conditions, dropped=dropped)
@@ -157,8 +157,8 @@ class Generation:
         guidance = []
         if self._is_guided:
             z, unconditional = z.chunk(2)
-            scale = self.guidance.scales(self.seq_len)[i]
-            guidance.append(Guidance(unconditional, scale, self.guidance.interval))
+            scale = self.cfg.scales(self.seq_len)[i]
+            guidance.append(Guidance(unconditional, scale, self.cfg.interval))
         # before an unconditional first token there is no context to drop
         has_context = i > 0 or self.model.conditioning.is_conditional
         if self.context_guidance != 1 and has_context:

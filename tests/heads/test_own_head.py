@@ -18,6 +18,7 @@ from autoregressive_diffusion_pytorch import (
 )
 from autoregressive_diffusion_pytorch.evaluation.report import evaluate
 from autoregressive_diffusion_pytorch.evaluation.tuning import axes_of
+from autoregressive_diffusion_pytorch.heads.head import Head
 
 NAME = "gaussian_head:GaussianHead"
 SMALL = dict(dim=16, depth=1, heads=2, dim_head=8, mlp_width=16, mlp_depth=1)
@@ -126,3 +127,21 @@ def test_a_head_that_cannot_be_imported_is_told(call):
         ("gaussian_head:Head2", "head must be one of"),
     ]:
         assert fault in failed(call("train", "digits", "--head", head))
+
+
+def test_a_head_without_a_density_says_which_heads_have_one(head_class):
+    class Sampler(head_class):
+        log_prob = Head.log_prob
+
+        def forward(self, tokens, z):
+            return (self.mean_and_log_scale(z)[0] - tokens).square().mean(dim=-1)
+
+    sequences = SMALL | dict(head=Sampler)
+    model = ImageAutoregressive(image_size=8, patch_size=4, channels=1, model=sequences)
+    images = torch.rand(12, 1, 8, 8)
+    model(images).backward()
+    with pytest.raises(TypeError, match="Sampler has no density: .* have one are diffusion, flow"):
+        model.log_prob(images)
+    report = evaluate(model, images)
+    assert "bits_per_dim" not in report
+    assert report["generated"]["count"] == 12
