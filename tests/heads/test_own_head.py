@@ -140,7 +140,7 @@ def test_a_head_without_a_density_says_which_heads_have_one(head_class):
     model = ImageAutoregressive(image_size=8, patch_size=4, channels=1, model=sequences)
     images = torch.rand(12, 1, 8, 8)
     model(images).backward()
-    with pytest.raises(TypeError, match="Sampler has no density: .* have one are diffusion, flow"):
+    with pytest.raises(TypeError, match=r"Sampler has no density: .* have one are diffusion, flow"):
         model.log_prob(images)
     report = evaluate(model, images)
     assert "bits_per_dim" not in report
