@@ -15,7 +15,7 @@ def report(path):
     return json.loads((path / "evaluation" / "report.2.json").read_text())
 
 
-def test_a_report_on_the_images_held_out(call, tmp_path, mean_network):
+def test_a_report_on_held_out_images(call, tmp_path, mean_network):
     succeeded(call("train", *TINY, "--hold-out", 0.008))
     run = tmp_path / "runs/digits"
     result = succeeded(
@@ -62,7 +62,7 @@ def test_a_report_on_the_images_held_out(call, tmp_path, mean_network):
     assert json.loads((run / "evaluation/report.2-2.json").read_text()) == report(run) == found
 
 
-def test_the_images_held_out_are_those_of_the_validation_loss(call, folder, monkeypatch):
+def test_held_out_images_are_those_of_the_validation_loss(call, folder, monkeypatch):
     held_out, seen = [], []
 
     class Recorder(ImageTrainer):
@@ -262,7 +262,7 @@ def test_a_map_of_surprise(call, folder, monkeypatch):
     )
 
 
-def test_what_cannot_be_evaluated_is_told_in_a_line(
+def test_what_cannot_be_evaluated_is_refused_in_one_line(
     call, folder, mean_network, tmp_path, monkeypatch
 ):
     succeeded(call("train", folder, *TINY, "--image-size", 8, "--patch-size", 4, "--run", "run"))

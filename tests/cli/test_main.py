@@ -29,7 +29,7 @@ from autoregressive_diffusion_pytorch.cli import main
         (["resume", "."], "holds no config.json: it is not the folder of a run"),
     ],
 )
-def test_bad_arguments_are_told_in_a_line(call, tmp_path, arguments, message):
+def test_bad_arguments_are_refused_in_one_line(call, tmp_path, arguments, message):
     assert message in failed(call(*arguments))
     assert list(tmp_path.iterdir()) == []  # nothing is left behind
 

@@ -80,7 +80,7 @@ def test_samples_in_bf16(call, tmp_path):
     assert (tmp_path / "grid.png").exists()
 
 
-def test_an_unknown_solver_is_told(call):
+def test_an_unknown_solver_is_refused(call):
     succeeded(call("train", *TINY))
     assert "solver must be one of 'dpmpp_2m'" in failed(
         call("sample", "runs/digits", "--solver", "rk4")
@@ -126,7 +126,7 @@ def test_guidance_options_reach_the_sampler(call, labelled, drawn):
     )
 
 
-def test_a_missing_checkpoint_is_told(call):
+def test_a_missing_checkpoint_is_named(call):
     succeeded(call("train", *TINY))
     assert "grid.jpg must end in .png" in failed(
         call("sample", "runs/digits", "--output", "grid.jpg")

@@ -280,7 +280,7 @@ def test_a_signal_ends_with_how_to_go_on(call, monkeypatch):
     assert result.stdout == "runs/digits/samples/results.4.png\n"
 
 
-def test_a_loss_that_is_not_finite_is_told_in_a_line(call, monkeypatch):
+def test_a_nonfinite_loss_is_reported_in_one_line(call, monkeypatch):
     monkeypatch.setattr(
         ImageAutoregressiveFlow,
         "forward",

@@ -174,7 +174,7 @@ def test_images_to_tune_by(call, folder, found, tmp_path):
     assert (len(seen["dataset"]), seen["count"], seen["batch_size"], seen["seed"]) == (10, 30, 7, 3)
 
 
-def test_what_cannot_be_tuned_is_told_in_a_line(call, folder, tmp_path):
+def test_what_cannot_be_tuned_is_refused_in_one_line(call, folder, tmp_path):
     succeeded(call("train", folder, *TINY, "--image-size", 8, "--patch-size", 4, "--run", "run"))
     assert "half of the dataset must be of at least 10 images for distances, got 5" in failed(
         call("tune", "run", folder, "--images", 10)

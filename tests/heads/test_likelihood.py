@@ -53,7 +53,7 @@ def test_the_estimate_is_exact_where_entries_do_not_mix():
     torch.testing.assert_close(estimates, x.cos().sum(dim=-1))
 
 
-def test_the_divergence_is_exact_for_narrow_samples_unless_told_otherwise():
+def test_the_divergence_is_exact_for_narrow_samples_by_default():
     def probes(width, **kwargs):
         return len(DensitySolver(**kwargs).probes(torch.randn(3, width)))
 

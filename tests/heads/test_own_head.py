@@ -37,7 +37,7 @@ def head_class():
     return GaussianHead
 
 
-def test_a_model_learns_and_draws_what_it_says_the_density_of(head_class):
+def test_samples_follow_the_learned_density(head_class):
     """The second token is the negative first, with a standard deviation of 0.3."""
     torch.manual_seed(0)
     model = Autoregressive(**SMALL, dim_input=1, max_seq_len=2, head=head_class)
@@ -120,7 +120,7 @@ def test_all_commands_take_it(call, example):
     assert "ImageAutoregressive.from_pretrained" in card
 
 
-def test_a_head_that_cannot_be_imported_is_told(call):
+def test_a_head_that_cannot_be_imported_is_refused(call):
     for head, fault in [
         ("gauss", "'gauss' is none of diffusion, flow, nor MODULE:CLASS"),
         ("no_such_module:Head", "No module named 'no_such_module'"),
@@ -129,7 +129,7 @@ def test_a_head_that_cannot_be_imported_is_told(call):
         assert fault in failed(call("train", "digits", "--head", head))
 
 
-def test_a_head_without_a_density_says_which_heads_have_one(head_class):
+def test_a_head_without_a_density_names_those_that_have_one(head_class):
     class Sampler(head_class):
         log_prob = Head.log_prob
 

@@ -535,7 +535,7 @@ def test_the_share_of_conditions_left_out_while_training(model_class, cond_drop_
 
 
 @models
-def test_a_share_of_the_tokens_is_learned_without_context(model_class, monkeypatch):
+def test_context_dropout_replaces_z_of_a_share_of_the_tokens(model_class, monkeypatch):
     model = small_model(model_class, context_drop_prob=0.3)
     seq, seen = torch.randn(400, 6, 4), []
     head = model.head.forward

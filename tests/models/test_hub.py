@@ -98,7 +98,7 @@ def test_an_argument_that_is_no_json_value_is_named_on_saving(tmp_path):
         model.save_pretrained(tmp_path)
 
 
-def test_a_card_tells_what_it_is_told(tmp_path):
+def test_a_card_shows_title_training_and_grid(tmp_path):
     model = AutoregressiveFlow(**SMALL, max_seq_len=4)
     Image.new("L", (3, 3)).save(tmp_path / "grid.png")
     card = dict(

@@ -84,7 +84,7 @@ def test_training_noise_reaches_the_transformer_only_while_training(model_class,
 
 
 @models
-def test_drawn_tokens_are_clamped_for_images_unless_told_otherwise(model_class):
+def test_drawn_tokens_of_images_are_clamped_by_default(model_class):
     model = small_model(model_class)
     assert model.model.head.clamp_during_sampling is True
     off = SMALL | {model.model.head_argument(): dict(clamp_during_sampling=False, sigma_data=0.7)}

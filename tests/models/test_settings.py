@@ -202,7 +202,7 @@ def test_another_solver_takes_its_own_steps(model_class, monkeypatch):
 
 
 @models
-def test_settings_that_a_model_has_not_learned_are_told(model_class):
+def test_settings_that_a_model_has_not_learned_are_refused(model_class):
     model = small_model(model_class, context_drop_prob=0.0)
     model.generation = GenerationSettings(context_guidance=1.5)
     with pytest.raises(

@@ -126,7 +126,7 @@ def test_an_interrupted_write_leaves_what_was_there(tmp_path):
         assert (tmp_path / "checkpoint.1" / "model").read_text() == "old"
 
 
-def test_the_systems_error_is_told(tmp_path):
+def test_the_systems_error_is_reported(tmp_path):
     def fail(folder):
         try:
             raise OSError("No space left on device")
@@ -137,7 +137,7 @@ def test_the_systems_error_is_told(tmp_path):
         write_checkpoint(tmp_path, 1, fail)
 
 
-def test_other_errors_are_told_as_they_are(tmp_path):
+def test_other_errors_are_raised_as_they_are(tmp_path):
     def fail(folder):
         raise RuntimeError("a fault of its own")
 

@@ -51,7 +51,7 @@ def test_ends_in_time_with_grid_and_checkpoint(tmp_path):
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(tmp_path, capsys, number, code):
+def test_a_signal_finishes_the_step_saves_and_names_how_to_resume(tmp_path, capsys, number, code):
     class Interrupted(Constant):
         def forward(self, images):
             os.kill(os.getpid(), number)
@@ -71,7 +71,7 @@ def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(tmp_path, capsys
     make_trainer(tmp_path, Constant(), resume=True)()
 
 
-def test_a_worker_that_dies_during_a_step_is_told_too(tmp_path):
+def test_a_worker_that_dies_during_a_step_is_reported(tmp_path):
     class Killer(Constant):
         def forward(self, images):
             for worker in psutil.Process().children():
@@ -191,7 +191,7 @@ def test_a_loss_that_is_not_finite_stops_before_it_reaches_the_weights(tmp_path,
     assert torch.equal(trainer.unwrapped_model.mean, state["mean"])
 
 
-def test_steps_that_are_not_finite_are_left_out_and_told(tmp_path, caplog):
+def test_nonfinite_steps_are_skipped_and_logged(tmp_path, caplog):
     trainer = make_trainer(
         tmp_path, broken_at([3, 4]), num_train_steps=6, nonfinite="skip", log_every=1
     )

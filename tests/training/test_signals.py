@@ -29,7 +29,7 @@ def test_control_c_again_ends_at_once(monkeypatch):
             os.kill(os.getpid(), signal.SIGINT)
 
 
-def test_sigterm_again_is_no_further_wish(monkeypatch):
+def test_a_second_sigterm_requests_nothing_new(monkeypatch):
     monkeypatch.setattr(StopSignals, "PATIENCE", 0.0)
     with StopSignals() as signals:
         os.kill(os.getpid(), signal.SIGTERM)

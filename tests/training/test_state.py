@@ -8,7 +8,7 @@ from small_trainings import Constant, make_trainer, same_bits
 from autoregressive_diffusion_pytorch.training.checkpoints import write_checkpoint
 
 
-def test_a_resumed_run_heeds_new_settings(tmp_path):
+def test_a_resumed_run_follows_new_settings(tmp_path):
     settings = dict(num_train_steps=4, learning_rate=0.1, adam_kwargs=dict(betas=(0.5, 0.6)))
     make_trainer(tmp_path, **settings)()
     again = dict(

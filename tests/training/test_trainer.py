@@ -206,7 +206,7 @@ def test_an_interrupted_replacement_is_found_on_resuming(tmp_path):
     assert make_trainer(tmp_path, resume=True).step == 4
 
 
-def test_another_number_of_images_is_told(tmp_path):
+def test_another_number_of_images_is_warned_of(tmp_path):
     make_trainer(tmp_path)()
     with pytest.warns(
         UserWarning, match="the dataset holds 5 images, 8 when the checkpoint was written"
