@@ -143,16 +143,7 @@ def test_the_site_builds(tmp_path):
     for module in ("mkdocs", "material", "mkdocstrings_handlers"):
         if importlib.util.find_spec(module) is None:
             pytest.skip("mkdocs-material and mkdocstrings are not installed: pip install '.[docs]'")
-    command = [
-        sys.executable,
-        "-m",
-        "mkdocs",
-        "build",
-        "--strict",
-        "--quiet",
-        "--site-dir",
-        str(tmp_path),
-    ]
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
     built = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert built.returncode == 0, built.stderr
     assert (tmp_path / "api" / "index.html").exists()

@@ -72,8 +72,9 @@ class GenerationSettings:
     """Defaults of `sample`; those of this class draw from the learned distribution.
 
     Attributes:
-        num_steps, solver, temperature, guidance_scale, guidance_schedule, guidance_interval,
-            context_guidance: as of `SamplingOptions`; None for the head's own.
+        num_steps, solver, temperature: as of `SamplingOptions`; None for the head's own.
+        guidance_scale, guidance_schedule, guidance_interval, context_guidance: as of
+            `SamplingOptions`.
     """
 
     num_steps: int | None = None
