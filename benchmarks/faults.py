@@ -9,7 +9,7 @@ Each kill is a run of `ardiff train` of its own that `kill -9` ends at a random 
 them while a checkpoint is being written. `ardiff resume` then goes on with it, and its last
 checkpoint is compared, bit by bit, with that of a run that nobody killed. `--disk` does the same
 with a disk that is too small (a tmpfs of its own, which takes root). `--images` changes the bytes
-of 200 images of a folder, and looks at what comes of reading them.
+of 300 images of a folder, and looks at what comes of reading them.
 """
 
 import argparse
@@ -31,8 +31,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from autoregressive_diffusion_pytorch.data.folder_listing import list_folder
 from autoregressive_diffusion_pytorch.data.image_files import DamagedImageError, read_image
-from autoregressive_diffusion_pytorch.data.image_folder import find_images
 from autoregressive_diffusion_pytorch.training.checkpoints import (
     check_checkpoint,
     list_checkpoints,
@@ -245,19 +245,22 @@ def mutated(data: bytes, numbers: np.random.Generator) -> bytes:
     return bytes(changed)
 
 
+COUNT = 300  # of malformed images
+
+
 def malformed(folder: Path, source: Path) -> bool:
     numbers = np.random.default_rng(0)
-    images = find_images(source)
+    images = list_folder(source).images
     files = folder / "images"
     files.mkdir()
-    endings = ("jpg", "png", "webp", "bmp", "tif")
+    endings = ("jpg", "png", "webp", "bmp", "tif", "gif")
     outcomes = {ending: dict(named=0, unchanged=0, changed=0, crashed=0) for ending in endings}
-    for i in range(200):
+    for i in range(COUNT):
         ending = endings[i % len(endings)]
         path = files / f"{i:03}.{ending}"
-        original = Image.open(images[i * len(images) // 200]).convert("RGB")
+        original = Image.open(images[i * len(images) // COUNT]).convert("RGB")
         original.save(path)
-        before = read_image(path, (64, 64), 3)
+        before = read_image(path, (64, 64), 3)  # a GIF has lost colours already
         path.write_bytes(mutated(path.read_bytes(), numbers))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -269,7 +272,7 @@ def malformed(folder: Path, source: Path) -> bool:
                 outcomes[ending]["crashed"] += 1
             else:
                 outcomes[ending]["unchanged" if difference < 0.02 else "changed"] += 1
-    print(f"{'':6}{'named':>8}{'as before':>11}{'changed':>9}{'crashed':>9}   of 40 each")
+    print(f"{'':6}{'named':>8}{'as before':>11}{'changed':>9}{'crashed':>9}")
     for ending, outcome in outcomes.items():
         print(
             f"{ending:6}{outcome['named']:8}{outcome['unchanged']:11}{outcome['changed']:9}{outcome['crashed']:9}"

@@ -88,9 +88,9 @@ def cost(args: argparse.Namespace) -> None:
 
 def split_folder(images: Path, folder: Path) -> tuple[Path, Path]:
     """Two folders of links: to every tenth image, and to the others."""
-    from autoregressive_diffusion_pytorch.data.image_folder import find_images
+    from autoregressive_diffusion_pytorch.data.folder_listing import list_folder
 
-    for i, file in enumerate(find_images(images)):
+    for i, file in enumerate(list_folder(images).images):
         link = folder / ("held-out" if i % 10 == 0 else "train") / file.relative_to(images)
         link.parent.mkdir(parents=True, exist_ok=True)
         if not link.is_symlink():

@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 
 from autoregressive_diffusion_pytorch import ImageAutoregressiveFlow, ImageDataset, ImageTrainer
-from autoregressive_diffusion_pytorch.data.image_folder import find_images
+from autoregressive_diffusion_pytorch.data.folder_listing import list_folder
 from autoregressive_diffusion_pytorch.data.items import TrainingItems
 from autoregressive_diffusion_pytorch.data.order import endless_batches
 from autoregressive_diffusion_pytorch.utils.modes import best_precision
@@ -88,7 +88,7 @@ def main() -> None:
         Path("/proc/sys/vm/drop_caches").write_text("3")
     for time_name in ("first", "second"):
         started = time.perf_counter()
-        count = len(find_images(args.images))
+        count = len(list_folder(args.images).images)
         print(
             f"finding {count:,} files, the {time_name} time: {time.perf_counter() - started:.2f} s"
         )

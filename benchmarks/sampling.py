@@ -71,11 +71,12 @@ def work(side: str, head: str, device: str, dtype: str, *compile: str) -> None:
         )
 
     def transformer(batch_size: int, num_tokens: int) -> dict:
-        step = model_of(num_tokens).model.backbone.step
+        backbone = model_of(num_tokens).model.backbone
+        step = backbone.step
         if options:
             from autoregressive_diffusion_pytorch.utils.modes import compiled
 
-            step = compiled(step, dynamic=True)
+            step = compiled(step, backbone, dynamic=True)
         embeds = torch.randn(batch_size, 1, DIM, device=device, dtype=getattr(torch, dtype))
 
         @torch.inference_mode()

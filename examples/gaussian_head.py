@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from autoregressive_diffusion_pytorch.heads.head import Head
+from autoregressive_diffusion_pytorch.utils.rng import randn
 
 
 class GaussianHead(Head):
@@ -37,8 +38,7 @@ class GaussianHead(Head):
         for other, scale, _interval in guidance:  # a Gaussian has no noise levels to guide at
             scale = torch.as_tensor(scale, dtype=mean.dtype, device=mean.device).unsqueeze(-1)
             mean = torch.lerp(self.mean_and_log_scale(other)[0], mean, scale)
-        device = z.device if generator is None else generator.device
-        noise = torch.randn(mean.shape, generator=generator, device=device).to(mean)
+        noise = randn(mean.shape, generator, mean.device, mean.dtype)
         return mean + temperature * log_scale.exp() * noise
 
     def log_prob(self, tokens, z, *, generator=None):

@@ -22,25 +22,29 @@ def draw_images(
     batch_size: int,
     seed: int,
     labels: Tensor | None = None,
+    only: Sequence[int] | None = None,
     **kwargs,
 ) -> Tensor:
     """Draws `count` images onto the CPU, `batch_size` at a time so that memory is no limit.
 
-    The same seed and batch size give the same images. The processes of a distributed run share the
-    batches, and all get all images: the same as one process would draw.
+    Image i of a seed depends on nothing else: not on the count, the batch size or the processes of
+    a distributed run, which share the batches and all get all images. With labels that holds for
+    the i-th image of a label.
 
     Args:
         labels: (count,), of a model with classes.
+        only: draw these of the `count` images alone.
 
     Further arguments go to `sample`.
     """
     model = rounded(model, kwargs.get("precision"))
+    indices = range(count) if only is None else only
 
     def draw(start: int) -> Tensor:
-        stop = min(start + batch_size, count)
-        return draw_batch(model, start, stop, seed=seed, labels=labels, **kwargs)
+        batch = indices[start : start + batch_size]
+        return draw_batch(model, batch, seed=seed, labels=labels, **kwargs)
 
-    return torch.cat(map_over_processes(draw, range(0, count, batch_size)))
+    return torch.cat(map_over_processes(draw, range(0, len(indices), batch_size)))
 
 
 def rounded(model: ImageAutoregressive, precision: str | None) -> ImageAutoregressive:
@@ -50,17 +54,20 @@ def rounded(model: ImageAutoregressive, precision: str | None) -> ImageAutoregre
 
 def draw_batch(
     model: ImageAutoregressive,
-    start: int,
-    stop: int,
+    indices: Sequence[int],
     *,
     seed: int,
     labels: Tensor | None = None,
     **kwargs,
 ) -> Tensor:
-    """The images from `start` to `stop` of `draw_images`, whose batch they are."""
-    part = None if labels is None else labels[start:stop]
-    generator = generator_for(seed, start, device=next(model.parameters()).device)
-    return model.sample(stop - start, labels=part, generator=generator, **kwargs).cpu()
+    """The images of `draw_images` with these numbers, on the CPU."""
+    device = next(model.parameters()).device
+    keys = [(i,) for i in indices]
+    if labels is not None:
+        keys = [(int(labels[i]), int((labels[:i] == labels[i]).sum())) for i in indices]
+        labels = labels[torch.tensor(indices)]
+    generators = [generator_for(seed, *key, device=device) for key in keys]
+    return model.sample(len(keys), labels=labels, generator=generators, **kwargs).cpu()
 
 
 def dataset_batch(dataset: Dataset, indices: Sequence[int]) -> tuple[Tensor, Tensor | None]:

@@ -162,8 +162,8 @@ def evaluate(
         drawing = rounded(model, kwargs.get("precision"))
 
         def see_batch(start: int) -> tuple:
-            stop = min(start + batch_size, count)
-            images = draw_batch(drawing, start, stop, seed=seed, labels=labels, **kwargs)
+            indices = range(start, min(start + batch_size, count))
+            images = draw_batch(drawing, indices, seed=seed, labels=labels, **kwargs)
             # 8-bit values, as the real ones have
             return seen(start, (images * 255).round() / 255, None, of=count)
 

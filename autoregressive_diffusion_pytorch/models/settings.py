@@ -44,12 +44,13 @@ class SamplingOptions(TypedDict, total=False):
         num_steps, solver: of the head's sampler, where it has them.
         temperature: factor on all noise, at least 0: 1 for the learned distribution, less for less
             variety.
-        generator: source of randomness, on any device: the same seed gives the same result.
+        generator: source of randomness, on any device: the same seed gives the same result. Or a
+            list of them, one per sample: each sample then depends on its own alone.
         precision: "bf16" to draw with weights rounded to bfloat16, faster where the device has
             instructions for it; the solver's state stays in single precision. "no" for the weights
             as they are.
         compile: compile the transformer's step and the head's loop with `torch.compile`: minutes at
-            first, faster then. What cannot be compiled runs without, after one warning.
+            first, faster then. What cannot be compiled runs without, after one warning each.
     """
 
     labels: Tensor | Sequence[int] | int | None
@@ -62,7 +63,7 @@ class SamplingOptions(TypedDict, total=False):
     num_steps: int | None
     solver: str | None
     temperature: float | None
-    generator: Generator | None
+    generator: Generator | Sequence[Generator] | None
     precision: Literal["no", "bf16"] | None
     compile: bool
 

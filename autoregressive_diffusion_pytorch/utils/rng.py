@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
 import torch
-from torch import Generator
+from torch import Generator, Tensor
+
+Generators = Generator | Sequence[Generator] | None
 
 
 def rng_state(device: torch.device) -> dict:
@@ -51,6 +53,45 @@ def seed_cpu(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.default_generator.manual_seed(seed)
+
+
+def randn(
+    shape: Sequence[int], generator: Generators, device: torch.device, dtype: torch.dtype
+) -> Tensor:
+    """Normal noise of a shape, drawn where the generator is.
+
+    With one generator per entry of the first axis, an entry does not depend on the others.
+    """
+    if isinstance(generator, Sequence):
+        rows = [randn(shape[1:], one, device, dtype) for one in generator]
+        return torch.stack(rows)
+    source = device if generator is None else generator.device
+    return torch.randn(shape, generator=generator, device=source, dtype=dtype).to(device)
+
+
+def check_generators(generator: Generators, count: int) -> None:
+    """Whether it is a generator, one for each of `count` samples, or None."""
+    each = generator if isinstance(generator, Sequence) else [generator]
+    for one in each:
+        if not (isinstance(one, Generator) or (one is None and each is not generator)):
+            raise TypeError(
+                f"generator must be a torch.Generator, or one per sample, got {generator!r}"
+            )
+    if each is generator and len(each) != count:
+        raise ValueError(f"generator must be one, or {count} for as many samples, got {len(each)}")
+
+
+def seed_process(*key: int, rank: int) -> None:
+    """Seeds all generators of a process: by the key, and independently in each process.
+
+    One number is itself the seed of process 0.
+    """
+    seed = key[0]
+    if len(key) > 1 or rank > 0:
+        # not 0, which at the end of a key counts as none
+        seed = int(np.random.SeedSequence((*key, rank + 1)).generate_state(1)[0])
+    seed_cpu(seed)
+    torch.manual_seed(seed)  # of the devices too
 
 
 def generator_for(*key: int, device: torch.device | str = "cpu") -> Generator:

@@ -18,6 +18,7 @@ from autoregressive_diffusion_pytorch.evaluation.sliced_wasserstein import (
 )
 from autoregressive_diffusion_pytorch.evaluation.tuning import AXES, MARGIN, axes_of, tune
 from autoregressive_diffusion_pytorch.models.settings import GenerationSettings
+from autoregressive_diffusion_pytorch.utils.rng import randn
 
 SIZES = dict(dim=16, depth=1, heads=2, dim_head=8, mlp_depth=1, mlp_width=16)
 
@@ -43,7 +44,7 @@ class Known(ImageAutoregressiveFlow):
         off = {
             name: abs(getattr(self.generation, name) - value) for name, value in self.right.items()
         }
-        noise = 0.1 * torch.randn(batch_size, 1, 8, 8, generator=generator)
+        noise = 0.1 * randn((batch_size, 1, 8, 8), generator, torch.device("cpu"), torch.float32)
         contrast, brightness = (
             1 + off["context_guidance"],
             off["temperature"] * (1 + off["context_guidance"]),
