@@ -40,7 +40,6 @@ setup(
         "numpy",
         "pillow>=10.1",
         "safetensors>=0.4",
-        "simplejpeg>=1.7",
         "tensorboard>=2.10",
         "torch>=2.6",
         "torchvision>=0.21",
@@ -48,6 +47,7 @@ setup(
         "x-transformers>=2.31",
     ],
     extras_require={
+        "check": ["simplejpeg>=1.7"],
         "demo": ["scikit-learn>=1.3"],
         "docs": ["mkdocs-material>=9", "mkdocstrings[python]>=0.26"],
         "eval": ["matplotlib>=3.6", "torch-fidelity>=0.4", "torchdiffeq>=0.2.5"],
@@ -60,6 +60,7 @@ setup(
             "ruff>=0.9",
             "scikit-learn>=1.3",
             "setuptools>=77",
+            "simplejpeg>=1.7",
             "torch-fidelity>=0.4",
             "torchdiffeq>=0.2.5",
             "wheel",

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import os
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from mmap import mmap
 from pathlib import Path
@@ -13,13 +14,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
-from torchvision.datasets.folder import find_classes
 from torchvision.transforms.functional import hflip
 
-from ..utils.validation import as_height_and_width, check_choice
-from .image_files import MODES, DamagedImageError, read_pixels
-
-EXTENSIONS = ("jpg", "jpeg", "png", "tif", "tiff", "webp", "bmp")
+from ..utils.text import counted, printable
+from ..utils.validation import as_height_and_width, check_choice, check_positive_int
+from .folder_listing import LOOSE, Listing, list_folder
+from .image_files import MAX_PIXELS, MODES, DamagedImageError, read_pixels
+from .image_formats import readable_endings, suffixes
 
 
 class ImageDataset(Dataset):
@@ -27,16 +28,21 @@ class ImageDataset(Dataset):
 
     An image is turned upright as its EXIF orientation says, brought to the wanted number of
     channels, scaled to cover `image_size` and cropped around its centre. Transparent parts show
-    white where the channels hold no transparency.
+    white where the channels hold no transparency. Of an animation the first frame is read.
+
+    Links are followed. Hidden files and folders, and what file managers, archives and notebooks
+    leave behind, are no images and no classes; one warning counts what is left out.
 
     Args:
         folder: the folder.
         image_size: height and width of the tensors, one number for square ones.
         channels: 1 (grey), 2 (grey and opacity), 3 (RGB) or 4 (RGB and opacity).
-        exts: endings of the files to read, in any case.
+        exts: endings of the files to read, in any case; by default those of all formats that the
+            installed Pillow reads.
         labels_from_folders: each folder in `folder` holds a class, and an item is a pair (image,
             label). As in torchvision's `ImageFolder`, `classes` are their names, sorted,
-            `class_to_idx` has the label of each, `targets` that of each image.
+            `class_to_idx` has the label of each, `targets` that of each image. Folders without
+            images are no classes: one warning names them.
         augment_horizontal_flip: mirror each image with probability 1/2, anew each time it is read.
         cache_in_memory: keep each image once it is read and fitted, one byte per pixel and channel,
             shared with the processes that read for a `DataLoader`. The tensors are the same as
@@ -44,12 +50,12 @@ class ImageDataset(Dataset):
         skip_damaged: read every file once now, and leave out those that cannot be read, with one
             warning that lists them. Otherwise a damaged file raises a `DamagedImageError`, a
             ValueError that names it, when its turn comes.
+        max_pixels: the largest image to read, width times height; a larger one counts as damaged.
 
     Raises:
         FileNotFoundError: if the folder is missing.
         NotADirectoryError: if it is a file.
-        ValueError: if it holds no image, or with `labels_from_folders` no folder, or a folder
-            without images.
+        ValueError: if it holds no image, or with `labels_from_folders` no folder of images.
     """
 
     def __init__(
@@ -58,24 +64,33 @@ class ImageDataset(Dataset):
         image_size: int | tuple[int, int],
         *,
         channels: int = 3,
-        exts: Sequence[str] = EXTENSIONS,
+        exts: Sequence[str] | None = None,
         labels_from_folders: bool = False,
         augment_horizontal_flip: bool = False,
         cache_in_memory: bool = False,
         skip_damaged: bool = False,
+        max_pixels: int = MAX_PIXELS,
     ):
         check_choice("channels", channels, MODES)
+        check_positive_int(max_pixels=max_pixels)
         self.folder = Path(folder)
         self.image_size = as_height_and_width("image_size", image_size)
         self.channels = channels
+        self.max_pixels = max_pixels
         self.augment_horizontal_flip = augment_horizontal_flip
-
-        self.paths = find_images(self.folder, exts)
         self.labels_from_folders = labels_from_folders
-        if labels_from_folders:
-            self._find_classes()
+
+        listing = list_folder(self.folder, exts, by_class=labels_from_folders)
+        check_any(listing, exts)
+        if left_out := listing.summary():
+            lines = "\n  ".join(left_out)
+            warnings.warn(f"left out of {printable(str(folder))}:\n  {lines}", stacklevel=2)
+        self.paths = listing.images
+        self.damaged: list[Path] = []  # files that are left out
         if skip_damaged:
             self._leave_out_damaged()
+        if labels_from_folders:
+            self._find_classes(listing.classes)
         shape = (len(self.paths), channels, *self.image_size)
         self._cache = PixelCache(shape) if cache_in_memory else None
 
@@ -86,13 +101,19 @@ class ImageDataset(Dataset):
         path = self.paths[index]
 
         def read() -> Tensor:
-            return read_pixels(path, self.image_size, self.channels)
+            return read_pixels(path, self.image_size, self.channels, self.max_pixels)
 
         pixels = read() if self._cache is None else self._cache.get(index, read)
         image = pixels.float() / 255
         if self.augment_horizontal_flip and torch.rand(()) < 0.5:
             image = hflip(image)
         return (image, self._label_of(path)) if self.labels_from_folders else image
+
+    def without_augmentation(self) -> ImageDataset:
+        """The same images as they are, to validate on; they share the cache."""
+        plain = copy.copy(self)
+        plain.augment_horizontal_flip = False
+        return plain
 
     @property
     def targets(self) -> list[int]:
@@ -107,26 +128,21 @@ class ImageDataset(Dataset):
     def _class_of(self, path: Path) -> str:
         return path.relative_to(self.folder).parts[0]
 
-    def _find_classes(self) -> None:
-        if all(path.parent == self.folder for path in self.paths):
-            how = "labels_from_folders = True takes one for each class"
-            raise ValueError(f"folder {self.folder} holds no folder of images: {how}")
-        self.classes, self.class_to_idx = find_classes(self.folder)
-        loose = [path for path in self.paths if path.parent == self.folder]
-        if loose:
-            warnings.warn(
-                f"{len(loose)} images are in no class's folder and left out, such as {loose[0]}",
-                stacklevel=3,
+    def _find_classes(self, folders: list[str]) -> None:
+        self.classes = sorted({self._class_of(path) for path in self.paths})
+        self.class_to_idx = {name: label for label, name in enumerate(self.classes)}
+        if empty := [printable(name) for name in folders if name not in self.class_to_idx]:
+            what = counted(
+                len(empty),
+                "folder without images is no class",
+                "folders without images are no classes",
             )
-        self.paths = [path for path in self.paths if path.parent != self.folder]
-        empty = sorted(set(self.classes) - {self._class_of(path) for path in self.paths})
-        if empty:
-            raise ValueError(f"folder {self.folder} has classes without images: {', '.join(empty)}")
+            warnings.warn(f"{what}: {', '.join(empty)}", stacklevel=3)
 
     def _leave_out_damaged(self) -> None:
         def fault(path: Path) -> str | None:
             try:
-                read_pixels(path, self.image_size, self.channels)
+                read_pixels(path, self.image_size, self.channels, self.max_pixels)
             except DamagedImageError as error:
                 return str(error)
 
@@ -142,7 +158,21 @@ class ImageDataset(Dataset):
                 f"{len(damaged)} of {len(self.paths)} image files are left out:\n  {listing}",
                 stacklevel=3,
             )
-        self.paths = [path for path, error in zip(self.paths, faults, strict=True) if error is None]
+        found = list(zip(self.paths, faults, strict=True))
+        self.damaged = [path for path, error in found if error is not None]
+        self.paths = [path for path, error in found if error is None]
+
+
+def check_any(listing: Listing, exts: Sequence[str] | None = None) -> None:
+    """Raises a ValueError, which says what is there instead, for a folder without images."""
+    if listing.images:
+        return
+    if LOOSE in listing.left_out:
+        how = "labels need a folder for each class in it"
+        raise ValueError(f"folder {listing.folder} holds no folder of images: {how}")
+    endings = ", ".join(sorted(suffixes(readable_endings() if exts is None else exts)))
+    message = f"folder {listing.folder} holds no image: looked for the endings {endings}"
+    raise ValueError("; left out: ".join((message, *listing.summary())))
 
 
 class PixelCache:
@@ -160,27 +190,3 @@ class PixelCache:
             self.pixels[index] = make()
             self.is_there[index] = True
         return self.pixels[index]
-
-
-def find_images(folder: Path, exts: Sequence[str] = EXTENSIONS) -> list[Path]:
-    """All files below `folder` with one of the endings, sorted. Errors as of `ImageDataset`."""
-    if not folder.exists():
-        raise FileNotFoundError(f"folder {folder} does not exist")
-    if not folder.is_dir():
-        raise NotADirectoryError(f"folder {folder} is a file; expected a folder of images")
-    suffixes = tuple(f".{ext.lower().lstrip('.')}" for ext in exts)
-    paths = list(map(Path, _files(str(folder), suffixes)))
-    if not paths:
-        endings = ", ".join(sorted(set(suffixes)))
-        raise ValueError(f"folder {folder} holds no image: looked for the endings {endings}")
-    return sorted(paths)
-
-
-def _files(folder: str, suffixes: tuple[str, ...]) -> Iterator[str]:
-    """The files below a folder with one of the endings, by listing folders alone."""
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.is_dir(follow_symlinks=False):
-                yield from _files(entry.path, suffixes)
-            elif entry.name.lower().endswith(suffixes) and entry.is_file():
-                yield entry.path

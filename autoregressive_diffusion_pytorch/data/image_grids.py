@@ -7,12 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 from torch import Tensor
 from torchvision.transforms.functional import to_pil_image
 from torchvision.utils import make_grid
 
 from ..utils.files import atomic_write
+from ..utils.text import printable
+from .fonts import readable
 
 # pixels
 GRID_PADDING = 2
@@ -56,25 +58,24 @@ def save_image_grid(
 
 
 def _with_row_names(picture: Image.Image, names: Sequence[str], row_height: int) -> Image.Image:
-    font = ImageFont.load_default(size=max(10, min(16, row_height // 2)))
-    margin = round(max(font.getlength(name) for name in names)) + 2 * ROW_NAME_MARGIN
+    size = max(10, min(16, row_height // 2))
+    texts = [readable(printable(name), size) for name in names]
+    margin = round(max(font.getlength(text) for text, font in texts)) + 2 * ROW_NAME_MARGIN
     wide = Image.new(picture.mode, (margin + picture.width, picture.height), "black")
     wide.paste(picture, (margin, 0))
     draw = ImageDraw.Draw(wide)
-    for i, name in enumerate(names):
-        draw.text(
-            (ROW_NAME_MARGIN, GRID_PADDING + (i + 0.5) * row_height),
-            name,
-            fill="white",
-            font=font,
-            anchor="lm",
-        )
+    for i, (text, font) in enumerate(texts):
+        place = (ROW_NAME_MARGIN, GRID_PADDING + (i + 0.5) * row_height)
+        draw.text(place, text, fill="white", font=font, anchor="lm")
     return wide
 
 
-def save_image_files(images: Tensor, folder: str | Path) -> None:
-    """Writes images (b c h w) in [0, 1] into `folder`, each as a numbered PNG file."""
+def save_image_files(
+    images: Tensor, folder: str | Path, numbers: Sequence[int] | None = None
+) -> None:
+    """Writes images (b c h w) in [0, 1] into `folder`, each as a PNG file named by its number."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    for i, image in enumerate(images.float()):
+    numbers = range(len(images)) if numbers is None else numbers
+    for i, image in zip(numbers, images.float(), strict=True):
         to_pil_image(image.mul(255).round().byte()).save(folder / f"{i:05}.png")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -20,9 +21,10 @@ class TrainingItems(Dataset):
     Args:
         dataset: gives images, tuples (image, label), or mappings with an image under one of
             `IMAGE_KEYS`, a label under one of `LABEL_KEYS`, and vectors under "cond" and
-            "cond_mask". An image is a tensor (c h w), 8-bit or with values in [0, 1], or a Pillow
-            image.
+            "cond_mask". An image is a tensor (c h w) or an array (h w c), (c h w) or (h w), 8-bit
+            or with values in [0, 1], or a Pillow image.
         image_size, channels: what Pillow images are brought to; without them there may be none.
+        name: of the argument that gives the dataset, for messages.
     """
 
     IMAGE_KEYS = ("image", "images", "img", "pixel_values")
@@ -33,10 +35,12 @@ class TrainingItems(Dataset):
         dataset: Dataset,
         image_size: int | tuple[int, int] | None = None,
         channels: int | None = None,
+        name: str = "dataset",
     ):
         self.dataset = dataset
         self.image_size = image_size
         self.channels = channels
+        self.name = name
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -49,7 +53,9 @@ class TrainingItems(Dataset):
             parts = {}
             for name, keys in names.items():
                 parts[name] = next((item[key] for key in keys if key in item), None)
-        elif isinstance(item, (tuple, list)) and len(item) in (1, 2):
+        elif isinstance(item, (tuple, list)):
+            if len(item) not in (1, 2):
+                raise self._refusal(f"a {type(item).__name__} of {len(item)}")
             parts = dict(zip(("images", "labels"), item, strict=False))
         else:
             parts = dict(images=item)
@@ -60,15 +66,40 @@ class TrainingItems(Dataset):
         if isinstance(image, Image.Image) and None not in (self.image_size, self.channels):
             size = as_height_and_width("image_size", self.image_size)
             return fit_image(image, size, self.channels)
+        if isinstance(image, np.ndarray):
+            image = self._from_array(image)
         if isinstance(image, Tensor):
             return image / 255 if image.dtype == torch.uint8 else image
-        kind = f"of type {type(item).__name__}"
-        if isinstance(item, Mapping):
-            kind = f"with the keys {', '.join(map(repr, item))}"
-        raise TypeError(
-            "dataset must give images (tensors c h w, or Pillow images), pairs (image, label) or "
-            f"mappings with an image under one of {', '.join(map(repr, self.IMAGE_KEYS))}; "
-            f"got an item {kind}"
+        if isinstance(item, Mapping) and image is None:
+            raise self._refusal(f"an item with the keys {', '.join(map(repr, item))}")
+        where = "" if image is item else " as an image"
+        raise self._refusal(f"an item of type {type(image).__name__}{where}")
+
+    def _from_array(self, array: np.ndarray) -> Tensor:
+        """An array (h w c), (c h w) or (h w) as a tensor (c h w)."""
+        shape, is_real = array.shape, np.issubdtype(array.dtype, np.floating)
+        if array.ndim not in (2, 3) or not (is_real or array.dtype == np.uint8):
+            raise self._refusal(f"an array {shape} of {array.dtype}")
+        counts = range(1, 5) if self.channels is None else (self.channels,)
+        first, last = array.ndim == 3 and shape[0] in counts, array.ndim == 3 and shape[2] in counts
+        if first and last and self.image_size is not None:  # the model's size decides
+            size = as_height_and_width("image_size", self.image_size)
+            first, last = shape[1:] == size, shape[:2] == size
+        if array.ndim == 3 and first == last:
+            channels = "1 to 4" if self.channels is None else self.channels
+            raise ValueError(
+                f"{self.name} gives an array {shape}, whose axis of {channels} channels cannot be "
+                "told: tensors (c h w) are taken as they are"
+            )
+        array = array[None] if array.ndim == 2 else array.transpose(2, 0, 1) if last else array
+        array = array.astype(np.float32 if is_real else np.uint8)  # a copy, which torch may own
+        return torch.from_numpy(np.ascontiguousarray(array))
+
+    def _refusal(self, got: str) -> TypeError:
+        return TypeError(
+            f"{self.name} must give images (tensors c h w, arrays of 8-bit or real numbers, or "
+            "Pillow images), pairs (image, label) or mappings with an image under one of "
+            f"{', '.join(map(repr, self.IMAGE_KEYS))}; got {got}"
         )
 
     @property

@@ -5,14 +5,14 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache
-from weakref import WeakSet
+from functools import partial
+from weakref import WeakKeyDictionary
 
 import torch
 from torch.nn import Module
 from torch.utils.checkpoint import checkpoint
 
-_failed = WeakSet()  # functions not to compile again: a compiler may take minutes until it fails
+_failed: WeakKeyDictionary[Module, set[str]] = WeakKeyDictionary()  # by module, what not to compile
 
 
 @contextmanager
@@ -56,27 +56,47 @@ def best_precision() -> str:
     return "bf16" if has_instructions() else "no"
 
 
-def compiled(function: Callable, **options) -> Callable:
+@contextmanager
+def without_jit_warnings() -> Iterator[None]:
+    """Without the warning that `torch.jit.script` is deprecated, for code of others that calls it.
+
+    There is nothing that a user could change.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="`torch.jit.script` is deprecated")
+        yield
+
+
+def compiled(function: Callable, owner: Module, **options) -> Callable:
     """`torch.compile(function, **options)`; the function itself, after one warning, if that fails.
 
-    The function must not change its arguments: it is called again where the compiled one failed.
+    The function must not change its arguments: it is called again where the compiled one failed. An
+    error of its own comes through, and so does one of memory.
+
+    Args:
+        owner: the module that the function is of. With it the function is not compiled again, for
+            a compiler may take minutes until it fails; with another one it is.
     """
-    plain = getattr(function, "__func__", function)
+    failed = _failed.setdefault(owner, set())
+    name = function.__qualname__
     run = None
 
     def call(*args):
         nonlocal run
-        if plain in _failed:
+        if name in failed:
             return function(*args)
         try:
             run = run or torch.compile(function, **options)
             return run(*args)
         except Exception as error:  # the compiler has many; the function's own comes again below
+            if _is_of_memory(error):
+                raise
             result = function(*args)
-            _failed.add(plain)
+            failed.add(name)
             reason = " ".join(str(error).partition("\n\n")[0].split())
             warnings.warn(
-                f"torch.compile failed, going on without it: {type(error).__name__}: {reason}",
+                f"torch.compile failed for {name}, going on without it: "
+                f"{type(error).__name__}: {reason}",
                 RuntimeWarning,
                 stacklevel=2,
             )
@@ -85,13 +105,20 @@ def compiled(function: Callable, **options) -> Callable:
     return call
 
 
-class _Checkpointed:
-    """Goes before a layer's class: a wrapper around the layer would rename its parameters."""
+def share_failures(module: Module, other: Module) -> None:
+    """What cannot be compiled of a module is not tried again with the other, a copy of it."""
+    _failed[other] = _failed.setdefault(module, set())
 
-    def forward(self, *args, **kwargs):
-        if not (self.training and torch.is_grad_enabled()):
-            return super().forward(*args, **kwargs)
-        return checkpoint(super().forward, *args, use_reentrant=False, **kwargs)
+
+def _is_of_memory(error: BaseException | None) -> bool:
+    """Whether an error, or one behind it, says that memory is out."""
+    while error is not None:
+        if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+            return True
+        if "can't allocate memory" in str(error):  # of the CPU: torch has no class for it
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def checkpoint_gradients(layer: Module) -> None:
@@ -100,11 +127,12 @@ def checkpoint_gradients(layer: Module) -> None:
     Chen et al. 2016, https://arxiv.org/abs/1604.06174. The numbers stay the same, random ones too;
     a training step takes the time of one more forward pass of the layer.
     """
-    if not isinstance(layer, _Checkpointed):
-        layer.__class__ = _checkpointed(layer.__class__)
+    # not a wrapper around the layer, which would rename its parameters; and one that can be pickled
+    layer.forward = partial(_checkpointed_forward, layer)
 
 
-@cache
-def _checkpointed(cls: type[Module]) -> type[Module]:
-    """One class for all layers of a class: what wraps layers by their class finds them all."""
-    return type(cls.__name__, (_Checkpointed, cls), {})
+def _checkpointed_forward(layer: Module, *args, **kwargs):
+    forward = type(layer).forward
+    if not (layer.training and torch.is_grad_enabled()):
+        return forward(layer, *args, **kwargs)
+    return checkpoint(forward, layer, *args, use_reentrant=False, **kwargs)

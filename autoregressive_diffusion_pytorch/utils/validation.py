@@ -7,7 +7,7 @@ from difflib import get_close_matches
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 
 def check_positive_int(**values: int) -> None:
@@ -46,6 +46,14 @@ def check_known(function: str, names, known) -> None:
             nearest = get_close_matches(name, known, n=1, cutoff=0.5)
             hint = f"did you mean {nearest[0]!r}?" if nearest else f"it takes {', '.join(known)}"
             raise TypeError(f"{function}() got an unexpected argument {name!r}: {hint}")
+
+
+def check_generator(generator: Generator | None) -> None:
+    if not (generator is None or isinstance(generator, Generator)):
+        raise TypeError(
+            "generator must be a torch.Generator, such as torch.Generator().manual_seed(0), "
+            f"got {generator!r}"
+        )
 
 
 def as_tensor(name: str, value: Any) -> Tensor:

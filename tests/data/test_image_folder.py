@@ -5,12 +5,14 @@ import numpy as np
 import PIL
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, features
 from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder
 
 from autoregressive_diffusion_pytorch import ImageDataset
 from autoregressive_diffusion_pytorch.data.image_files import DamagedImageError
+
+needs_avif = pytest.mark.skipif(not features.check("avif"), reason="needs Pillow with AVIF")
 
 # one colour a corner: top left red, top right green, bottom left blue, bottom right white
 CORNERS = (
@@ -51,6 +53,11 @@ def corners(tensor):
         ("a.webp", dict(lossless=True)),
         ("a.jpg", dict(quality=100)),
         ("a.JPEG", dict(quality=100)),
+        ("a.jpe", dict(quality=100)),
+        ("a.jfif", dict(quality=100)),
+        ("a.gif", {}),
+        ("a.ppm", {}),
+        pytest.param("a.avif", dict(quality=100), marks=needs_avif),
     ],
 )
 def test_file_types(tmp_path, name, options):
@@ -229,7 +236,7 @@ def test_missing_and_empty_folders(tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "notes.txt").write_text("no image")
     with pytest.raises(
-        ValueError, match=r"empty holds no image: looked for the endings \.bmp, \.jpeg"
+        ValueError, match=r"empty holds no image: looked for the endings .*\.bmp, .*\.jpeg, "
     ):
         ImageDataset(tmp_path / "empty", 8)
 
@@ -247,7 +254,7 @@ def test_bad_sizes(tmp_path, image_size):
 
 
 def damaged_files(folder):
-    """A folder of three good images and four damaged files."""
+    """Three good images and four damaged files: the message for each of these."""
     for name in ("a.png", "c.jpg", "z.bmp"):
         Image.fromarray(CORNERS.repeat(4, 0).repeat(4, 1)).save(folder / name)
     whole = (folder / "c.jpg").read_bytes()
@@ -257,7 +264,12 @@ def damaged_files(folder):
     (folder / "wide.bmp").write_bytes(
         b"BM" + struct.pack("<IHHIIiiHHIIiiII", 54, 0, 0, 54, 40, -1, 10, 1, 24, 0, 0, 1, 1, 0, 0)
     )
-    return ["b.jpg", "empty.png", "text.webp", "wide.bmp"]
+    return {
+        "b.jpg": "is cut off",
+        "empty.png": "is empty",
+        "text.webp": "is a text file, not an image",
+        "wide.bmp": "has more pixels than the limit of 500,000,000",
+    }
 
 
 def test_a_damaged_file_is_named(tmp_path):
@@ -266,7 +278,7 @@ def test_a_damaged_file_is_named(tmp_path):
     assert len(dataset) == 7
     for i, path in enumerate(dataset.paths):
         if path.name in damaged:
-            with pytest.raises(ValueError, match=f"{path.name} cannot be read as an image"):
+            with pytest.raises(DamagedImageError, match=f"{path.name} {damaged[path.name]}"):
                 dataset[i]
         else:
             assert dataset[i].shape == (3, 8, 8)
@@ -319,11 +331,12 @@ def test_labels_are_those_of_torchvision(class_folders):
 def test_images_of_no_class_are_left_out_with_a_warning(class_folders):
     Image.new("RGB", (9, 8)).save(class_folders / "loose.png")
     with pytest.warns(
-        UserWarning, match=r"1 images are in no class's folder and left out, such as .*loose\.png"
-    ) as caught:
+        UserWarning, match=r"1 image in no class's folder, such as loose\.png"
+    ) as seen:
         dataset = ImageDataset(class_folders, 8, labels_from_folders=True)
-    assert caught[0].filename == __file__
+    assert seen[0].filename == __file__
     assert len(dataset) == 4
+    assert dataset.classes == ["rose", "tulip"]
 
 
 def test_classes_stay_when_damaged_files_are_left_out(class_folders):
@@ -333,16 +346,75 @@ def test_classes_stay_when_damaged_files_are_left_out(class_folders):
     assert [label for _, label in dataset] == dataset.targets == [0, 1, 1]
 
 
-def test_folders_that_are_no_classes(class_folders, tmp_path):
-    with pytest.raises(
-        ValueError,
-        match="holds no folder of images: labels_from_folders = True takes one for each class",
-    ):
+def test_classes_without_images_go_and_are_named(class_folders):
+    for name in ("empty", "notes"):
+        (class_folders / name).mkdir()
+    (class_folders / "notes" / "text.txt").write_text("no image")
+    message = "2 folders without images are no classes: empty, notes"
+    with pytest.warns(UserWarning, match=message) as caught:
+        dataset = ImageDataset(class_folders, 8, labels_from_folders=True)
+    assert len(caught) == 1
+    assert caught[0].filename == __file__
+    assert dataset.class_to_idx == {"rose": 0, "tulip": 1}
+    for path in class_folders.glob("rose/**/*.png"):
+        path.write_bytes(b"nothing")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        dataset = ImageDataset(class_folders, 8, labels_from_folders=True, skip_damaged=True)
+    assert [str(w.message).partition(":")[0] for w in caught] == [
+        "2 of 4 image files are left out",
+        "3 folders without images are no classes",
+    ]
+    assert (dataset.classes, dataset.targets) == (["tulip"], [0, 0])
+
+
+def test_a_folder_of_images_alone_has_no_classes(class_folders):
+    message = "tulip holds no folder of images: labels need a folder for each class in it"
+    with pytest.raises(ValueError, match=message):
         ImageDataset(class_folders / "tulip", 8, labels_from_folders=True)
-    (class_folders / "empty").mkdir()
-    (class_folders / "empty" / "text.txt").write_text("no image")
-    with pytest.raises(ValueError, match="has classes without images: empty"):
-        ImageDataset(class_folders, 8, labels_from_folders=True)
+
+
+def test_what_is_left_out_is_counted_in_one_warning(tmp_path):
+    Image.fromarray(CORNERS).save(tmp_path / "a.png")
+    Image.fromarray(CORNERS).save(tmp_path / ".b.png")
+    (tmp_path / "gone.png").symlink_to("nowhere")
+    (tmp_path / "a.svg").write_text("<svg/>")
+    (tmp_path / "a.CR2").write_bytes(b"raw")
+    with pytest.warns(UserWarning, match="left out of") as caught:
+        assert len(ImageDataset(tmp_path, 8)) == 1
+    assert len(caught) == 1
+    assert caught[0].filename == __file__
+    assert sorted(str(caught[0].message).splitlines()[1:]) == [
+        "  1 hidden file or folder, such as .b.png",
+        "  1 link that leads nowhere, such as gone.png",
+        "  2 images of other formats (.cr2, .svg), such as a.CR2",
+    ]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # other files are no images: captions, for instance
+        (tmp_path / "plain").mkdir()
+        Image.fromarray(CORNERS).save(tmp_path / "plain" / "a.png")
+        (tmp_path / "plain" / "a.txt").write_text("four colours")
+        (tmp_path / "plain" / ".DS_Store").write_bytes(b"")
+        assert len(ImageDataset(tmp_path / "plain", 8)) == 1
+
+
+def test_without_augmentation_the_images_are_as_they_are(tmp_path):
+    Image.fromarray(CORNERS).save(tmp_path / "a.png")
+    dataset = ImageDataset(tmp_path, 16, augment_horizontal_flip=True, cache_in_memory=True)
+    plain = dataset.without_augmentation()
+    assert all(torch.equal(plain[0], EXPECTED) for _ in range(8))
+    assert plain._cache is dataset._cache
+    assert any(not torch.equal(dataset[0], EXPECTED) for _ in range(32))
+
+
+def test_a_limit_of_pixels(tmp_path):
+    Image.fromarray(CORNERS).save(tmp_path / "a.png")
+    assert ImageDataset(tmp_path, 8, max_pixels=16 * 16)[0].shape == (3, 8, 8)
+    message = r"a.png has more pixels than the limit of 120: .*max_pixels.*--max-pixels"
+    with pytest.raises(DamagedImageError, match=message):
+        ImageDataset(tmp_path, 8, max_pixels=120)[0]
+    with pytest.raises(ValueError, match="max_pixels must be a whole number of at least 1, got 0"):
+        ImageDataset(tmp_path, 8, max_pixels=0)
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])

@@ -51,13 +51,34 @@ def test_items_of_many_kinds(item, expected):
         )
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32, np.float64])
+def test_arrays_have_their_channels_first_or_last(dtype):
+    top = 255 if dtype == np.uint8 else 1
+    array = (top * np.random.rand(5, 6, 3)).astype(dtype)
+    expected = torch.from_numpy(array).float().permute(2, 0, 1) / top
+    for image in (array, array.transpose(2, 0, 1), array[::-1][::-1]):
+        for items in (TrainingItems([image], (5, 6), 3), TrainingItems([dict(image=image)])):
+            found = items[0]["images"]
+            assert found.dtype == torch.float32
+            torch.testing.assert_close(found, expected)
+    grey = TrainingItems(array[..., :1].transpose(2, 0, 1), (5, 6), 1)[0]["images"]
+    torch.testing.assert_close(grey, expected[:1])
+    # the size of the model decides where both axes could be the channels
+    thin = TrainingItems([array.transpose(2, 0, 1)[:, :, :3]], (5, 3), 3)
+    torch.testing.assert_close(thin[0]["images"], expected[..., :3])
+    with pytest.raises(ValueError, match="whose axis of 1 to 4 channels cannot be told"):
+        TrainingItems([array[:4, :4]])[0]
+
+
 @pytest.mark.parametrize(
     ("item", "message"),
     [
         ("a.png", "got an item of type str"),
-        ((TENSOR, 1, 2), "got an item of type tuple"),
+        ((TENSOR, 1, 2), "got a tuple of 3"),
         (dict(photo=TENSOR, label=1), "got an item with the keys 'photo', 'label'"),
-        (np.zeros((4, 6, 3)), "got an item of type ndarray"),
+        (dict(image=[TENSOR]), "got an item of type list as an image"),
+        ((np.zeros(3), 1), "got an array \\(3,\\) of float64"),
+        (np.zeros((4, 6, 3), dtype=np.int64), "got an array \\(4, 6, 3\\) of int64"),
     ],
 )
 def test_items_that_hold_no_image(item, message):

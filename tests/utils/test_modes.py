@@ -1,4 +1,5 @@
 import copy
+import pickle
 import warnings
 
 import pytest
@@ -7,39 +8,61 @@ from helpers import needs_compiler, stir
 from torch import nn
 
 from autoregressive_diffusion_pytorch import AutoregressiveDiffusion, AutoregressiveFlow
-from autoregressive_diffusion_pytorch.utils.modes import checkpoint_gradients, compiled
+from autoregressive_diffusion_pytorch.utils.modes import (
+    checkpoint_gradients,
+    compiled,
+    share_failures,
+)
+
+
+@pytest.fixture
+def owner():
+    return nn.Linear(1, 1)
 
 
 @needs_compiler
-def test_gives_the_function_s_numbers():
+def test_gives_the_function_s_numbers(owner):
     def function(x, y):
         return torch.tanh(x @ y) * 2
 
     x, y = torch.randn(3, 4), torch.randn(4, 5)
     with warnings.catch_warnings():
         warnings.simplefilter("error", RuntimeWarning)  # it must not fall back
-        torch.testing.assert_close(compiled(function)(x, y), function(x, y))
+        torch.testing.assert_close(compiled(function, owner)(x, y), function(x, y))
 
 
-def test_where_the_compiler_fails_the_function_runs_as_it_is_after_one_warning():
+def test_where_the_compiler_fails_the_function_runs_as_it_is_after_one_warning(owner):
+    attempts = []
+
     def broken(graph, inputs):
+        attempts.append(graph)
         raise RuntimeError("no compiler here\n\nand a long story")
 
-    def function(x):
-        return x + 1
+    def closure():
+        def function(x):
+            return x + 1
 
-    call = compiled(function, backend=broken)
-    with pytest.warns(
-        RuntimeWarning, match=r"torch.compile failed, going on without it: .*no compiler here$"
-    ):
+        return function
+
+    call = compiled(closure(), owner, backend=broken)
+    message = r"torch.compile failed for .*function, going on without it: .*no compiler here$"
+    with pytest.warns(RuntimeWarning, match=message):
         assert call(torch.ones(())) == 2
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert call(torch.ones(())) == 2
-        assert compiled(function, backend=broken)(torch.ones(())) == 2  # nor is it tried again
+        # nor is it tried again, in another closure or for a copy
+        assert compiled(closure(), owner, backend=broken)(torch.ones(())) == 2
+        copied = copy.deepcopy(owner)
+        share_failures(owner, copied)
+        assert compiled(closure(), copied, backend=broken)(torch.ones(())) == 2
+    assert len(attempts) == 1
+    other = nn.Linear(1, 1)
+    with pytest.warns(RuntimeWarning, match=message):  # another module may fare better
+        assert compiled(closure(), other, backend=broken)(torch.ones(())) == 2
 
 
-def test_where_there_is_no_compiler_the_function_runs_as_it_is(monkeypatch):
+def test_where_there_is_no_compiler_the_function_runs_as_it_is(monkeypatch, owner):
     def compile(*args, **kwargs):
         raise RuntimeError("not supported on this Python")
 
@@ -47,19 +70,61 @@ def test_where_there_is_no_compiler_the_function_runs_as_it_is(monkeypatch):
     with pytest.warns(
         RuntimeWarning, match="going on without it: RuntimeError: not supported on this Python"
     ):
-        assert compiled(lambda x: x + 1)(1) == 2
+        assert compiled(lambda x: x + 1, owner)(1) == 2
 
 
-def test_an_error_of_the_function_itself_comes_through():
+OUT_OF_MEMORY = [
+    torch.OutOfMemoryError("CUDA out of memory"),
+    MemoryError(),
+    RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+]
+
+
+@pytest.mark.parametrize("error", [ValueError("a bad x"), *OUT_OF_MEMORY], ids=repr)
+def test_an_error_of_the_function_itself_comes_through(error, owner):
+    calls = []
+
     def function(x):
-        raise ValueError("a bad x")
+        calls.append(x)
+        if x < 0:
+            raise error
+        return x
 
-    call = compiled(function, backend="eager")
+    def compile(function, **options):
+        return function
+
+    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
+        patch.setattr(torch, "compile", compile)
+        warnings.simplefilter("error", RuntimeWarning)  # it is not the compiler's
+        call = compiled(function, owner)
+        for _ in range(2):
+            with pytest.raises(type(error)):
+                call(-1)
+        # what has no memory is not called again
+        assert len(calls) == (4 if isinstance(error, ValueError) else 2)
+        assert call(1) == 1
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_who_asks_for_compilation_in_vain_learns_it_once_per_function(monkeypatch, precision):
+    attempts = []
+
+    def compile(function, **options):
+        attempts.append(function.__name__)
+        raise RuntimeError("no compiler")
+
+    monkeypatch.setattr(torch, "compile", compile)
+    sizes = dict(dim=8, depth=1, heads=1, dim_head=8, mlp_depth=1, mlp_width=8)
     for _ in range(2):
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", RuntimeWarning)  # it is not the compiler's
-            with pytest.raises(ValueError, match="a bad x"):
-                call(torch.ones(()))
+        model = AutoregressiveFlow(**sizes, dim_input=2, max_seq_len=3)
+        with warnings.catch_warnings(record=True) as record:
+            warnings.simplefilter("always")
+            for _ in range(2):
+                model.sample(compile=True, precision=precision)
+        messages = [str(warning.message) for warning in record]
+        assert len(messages) == 2
+        assert all("torch.compile failed for" in message for message in messages)
+    assert sorted(attempts) == ["draw", "draw", "step", "step"]
 
 
 def bytes_kept(model, *args, **kwargs):
@@ -133,6 +198,27 @@ def test_only_training_computes_twice():
         layer.train()(x)
     assert len(calls) == 4
     assert isinstance(copy.deepcopy(layer), Counting)
-    other = Counting(3, 3)
-    checkpoint_gradients(other)
-    assert type(other) is type(layer)  # what wraps layers by their class finds all
+    assert type(layer) is Counting  # what wraps layers by their class finds them
+
+
+def test_a_model_that_checkpoints_gradients_is_copied_and_pickled(tmp_path):
+    sizes = dict(dim=16, depth=2, heads=2, dim_head=8, mlp_depth=2, mlp_width=16)
+    model = stir(AutoregressiveFlow(**sizes, dim_input=3, max_seq_len=5))
+    model.checkpoint_gradients()
+    torch.save(model, tmp_path / "model.pt")
+    seq = torch.randn(2, 5, 3)
+    copies = [
+        torch.load(tmp_path / "model.pt", weights_only=False),
+        pickle.loads(pickle.dumps(model)),
+        copy.deepcopy(model),
+    ]
+    kept = bytes_kept(model, seq)
+    torch.manual_seed(0)
+    expected = model(seq)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()  # a copy must not read it
+    for copied in copies:
+        torch.manual_seed(0)
+        assert torch.equal(copied(seq), expected)
+        assert bytes_kept(copied, seq) == kept

@@ -8,6 +8,7 @@ from autoregressive_diffusion_pytorch.utils.rng import (
     preserved_rng,
     rng_state,
     seed_cpu,
+    seed_process,
     set_rng_state,
 )
 
@@ -53,3 +54,16 @@ def test_on_a_gpu():
     expected = torch.rand(3, device=device)
     set_rng_state(state, device)
     assert torch.equal(torch.rand(3, device=device), expected)
+
+
+def test_processes_are_seeded_independently():
+    seed_process(3, rank=0)
+    first = draw()
+    random.seed(3), np.random.seed(3), torch.manual_seed(3)
+    assert draw() == first
+    seen = set()
+    for key in ((0,), (1,), (2,), (0, 1)):
+        for rank in range(3):
+            seed_process(*key, rank=rank)
+            seen.add(str(draw()))
+    assert len(seen) == 12  # no process has the numbers of another seed's
