@@ -6,10 +6,11 @@ tuned, `generation.json`.
 
 from __future__ import annotations
 
-import warnings
+import sys
 
 import click
 
+from .check import check
 from .complete import complete
 from .evaluate import evaluate
 from .export import export
@@ -23,9 +24,9 @@ from .tune import tune
 @click.version_option(package_name="autoregressive-diffusion-pytorch")
 def main() -> None:
     """Train models that draw images token by token, and draw images with them."""
-    # x-transformers compiles some functions with torch.jit: nothing that a user could change
-    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.jit")
+    if hasattr(sys.stdout, "reconfigure"):  # names of files that are not UTF-8 are written as is
+        sys.stdout.reconfigure(errors="surrogateescape")
 
 
-for command in (train, resume, sample, complete, evaluate, tune, export):
+for command in (check, train, resume, sample, complete, evaluate, tune, export):
     main.add_command(command)

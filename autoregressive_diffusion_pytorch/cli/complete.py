@@ -27,19 +27,21 @@ def complete(
     import torch
 
     from ..data.image_files import read_image
+    from ..utils.rng import generator_for
 
     output = f"complete.{image_file.stem}.{options['seed']}.png"
     run = SamplingRun(run_folder, output, **options)
-    model = run.model
-    generator = torch.Generator(run.device).manual_seed(run.seed)
-    kwargs = dict(run.sample_kwargs, generator=generator, progress=True)
+    model, numbers = run.model, run.numbers(count)
+    kwargs = dict(run.sample_kwargs, progress=True)
     with one_line_errors((ValueError,)):
         image = read_image(image_file, model.image_size, model.channels)
         image = image.unsqueeze(0).to(run.device)
         completions = []
         for label in run.labels or [None]:
-            for start in range(0, count, batch_size):
-                size = min(batch_size, count - start)
-                options = dict(num_completions=size, labels=label, **kwargs)
-                completions.append(model.complete(image, keep_rows, **options).cpu())
-    run.save(torch.cat(completions), count if run.labels else None)
+            key = (run.seed,) if label is None else (run.seed, label)
+            for start in range(0, len(numbers), batch_size):
+                batch = numbers[start : start + batch_size]
+                generators = [generator_for(*key, i, device=run.device) for i in batch]
+                options = dict(num_completions=len(batch), labels=label, generator=generators)
+                completions.append(model.complete(image, keep_rows, **options, **kwargs).cpu())
+    run.save(torch.cat(completions), len(numbers) if run.labels else None, numbers)

@@ -39,8 +39,8 @@ SETTINGS = ("guidance_schedule", "guidance_interval")  # of which the report tel
 @option(
     "--features",
     None,
-    "Network for the distances: the standard Inception, a file of torch.export.save (from a source "
-    "you trust: it may run code), or none for distances without one.",
+    "Network for the distances: the standard Inception, a file of torch.export.save (no code from "
+    "it is run), or none for distances without one.",
     default="inception",
 )
 @option(
@@ -133,7 +133,6 @@ def _report(
         # what is wrong is told before hours of work
         if curve:
             need_matplotlib()
-        output.parent.mkdir(parents=True, exist_ok=True)
         dataset = images_of(config, source, images)
         model, accelerator = load_model(config, folder)
         given = {name: options[name] for name in SAMPLING}
@@ -163,7 +162,8 @@ def _report(
     asked = dict(checkpoint=folder.name, source=source or "held out")
     asked |= dict(seed=seed, batch_size=batch_size, sampling=sampling)
     report = asked | report
-    atomic_write_text(output, json.dumps(report, indent=2, allow_nan=False))
+    with one_line_errors((OSError,)):
+        atomic_write_text(output, json.dumps(report, indent=2, allow_nan=False))
     for line in _summary(report):
         click.echo(line)
     click.echo(output)
@@ -197,7 +197,6 @@ def _map_surprise(
     label = None if name is None else label_of(name, classes)
     with one_line_errors():
         need_matplotlib()
-        output.parent.mkdir(parents=True, exist_ok=True)
         model, accelerator = load_model(config, folder)
         image = read_image(file, model.image_size, model.channels)
         nats = surprise(model, image, label, options["seed"], **_solver_kwargs(options))

@@ -8,24 +8,21 @@ from typing import Any
 
 import click
 
-from .run import checkpoint_of, dataset_of, split
+from .run import check_source, checkpoint_of, dataset_of, output_file, split
 
 
 def checkpoint_and_output(
     run_folder: Path, step: int | None, output: Path | None, name: str, ending: str
 ) -> tuple[Path, Path]:
-    """The folder of a checkpoint, and the file for a result on it, in a folder that is there."""
-    from ..training.checkpoints import newest_checkpoint, step_of
+    """The folder of a checkpoint, and the file for a result on it, which can be written."""
+    from ..training.checkpoints import step_of
 
-    folder = checkpoint_of(run_folder, step, newest_checkpoint)
-    if output is None:  # beside earlier ones
-        stem = f"{name}.{step_of(folder)}"
-        names = (f"{stem}{'' if i == 1 else f'-{i}'}{ending}" for i in count_up(1))
-        files = (run_folder / "evaluation" / name for name in names)
-        output = next(file for file in files if not file.exists())
-    if output.suffix.lower() != ending:
-        raise click.BadParameter(f"{output} must end in {ending}", param_hint="--output")
-    return folder, output
+    folder = checkpoint_of(run_folder, step)
+    stem = f"{name}.{step_of(folder)}"
+    names = (f"evaluation/{stem}{'' if i == 1 else f'-{i}'}{ending}" for i in count_up(1))
+    # beside earlier ones
+    default = next(name for name in names if not (run_folder / name).exists())
+    return folder, output_file(run_folder, output, default, ending)
 
 
 def images_of(config: dict[str, Any], source: str | None, count: int | None):
@@ -34,6 +31,8 @@ def images_of(config: dict[str, Any], source: str | None, count: int | None):
 
     source_of_run = source is None
     source = config["source"] if source_of_run else source
+    if source == config["source"]:
+        check_source(config)
     plain = dict(config["dataset"], augment_horizontal_flip=False)
     dataset, classes = dataset_of(config | dict(dataset=plain), source)
     unknown = [name for name in classes or [] if name not in config["classes"]]
@@ -68,7 +67,7 @@ def feature_network(features: str, model, device):
         for count in (2, 3):
             try:
                 network(torch.zeros(count, 3, height, width, device=device))
-            except (RuntimeError, AssertionError) as error:
+            except (RuntimeError, ValueError) as error:
                 raise click.ClickException(
                     f"{features} does not take ({count} 3 {height} {width}) images: {error}"
                 ) from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ from ..heads import HEADS
 COUNT = click.IntRange(1)
 FACTOR = click.FloatRange(0)
 POSITIVE = click.FloatRange(0, min_open=True)
-SEED = click.IntRange(0, 2**31 - 1)  # each process adds its number, and seeds stay below 2**32
+SEED = click.IntRange(0, 2**31 - 1)
 OUTPUT = click.Path(path_type=Path)
 RUN = click.Path(exists=True, file_okay=False, path_type=Path)
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
@@ -70,7 +71,12 @@ run_argument = add_options(
     click.argument("run_folder", metavar="RUN", type=RUN),
     option("--head", HeadType(), OWN_HEAD, metavar="MODULE:CLASS", expose_value=False),
 )
-checkpoint_option = option("--checkpoint", COUNT, "Step of the checkpoint. [default: the newest]")
+checkpoint_option = option(
+    "--checkpoint", COUNT, "Step of the checkpoint. [default: lowest validation loss, else newest]"
+)
+max_pixels_option = option(
+    "--max-pixels", COUNT, "The largest image to read, width times height.", default=500_000_000
+)
 seed_option = option("--seed", SEED, "Of all noise.", default=0)
 
 
@@ -80,4 +86,51 @@ def one_line_errors(kinds: tuple[type[Exception], ...] = ERRORS) -> Iterator[Non
     try:
         yield
     except kinds as error:
-        raise click.ClickException(str(error)) from error
+        raise click.ClickException(in_options(str(error))) from error
+
+
+# what else Python's errors speak of
+PHRASES = {
+    r"resume = True goes on from there, another folder starts anew": "`ardiff resume` goes on",
+    r"a model with num_classes or dim_cond": "a run that was trained with --labels",
+    r"num_classes makes one with them": "--labels makes one with them",
+    r"the model was made with num_classes = \d+": "the run was trained with --labels",
+    r"a\s+context_drop_prob above 0": "context dropout",
+}
+NAMES = dict(
+    num_workers="--workers",
+    mixed_precision="--precision",
+    dynamo_backend="--compile",
+    weight_decay="--weight-decay",
+    checkpoints_folder="folder",
+    results_folder="folder",
+    logs_folder="folder",
+)
+
+
+def in_options(message: str) -> str:
+    """A message of Python's arguments in words of the command line's options."""
+    for phrase, words in PHRASES.items():
+        message = re.sub(phrase, words, message)
+    for name, flags in (NAMES | _options()).items():
+        if "_" not in name:  # a word, as a rule
+            continue
+        alone = rf"(?<![\w/.'\"-]){name}(?![\w/'\"-]|\.\w)"
+        message = re.sub(rf"{alone} = True", flags, message)
+        message = re.sub(rf"{alone} = ('?)([\w.]+)\1", rf"{flags} \2", message)
+        message = re.sub(alone, flags, message)
+    return message
+
+
+def _options() -> dict[str, str]:
+    """The options by the names of their arguments: all commands', and before them this one's."""
+    context = click.get_current_context(silent=True)
+    if context is None:
+        return {}
+    commands = getattr(context.find_root().command, "commands", {}).values()
+    return {
+        parameter.name: parameter.opts[0]
+        for command in (*commands, context.command)
+        for parameter in command.params
+        if isinstance(parameter, click.Option)
+    }

@@ -5,14 +5,13 @@ from __future__ import annotations
 import atexit
 import json
 import math
-from collections.abc import Callable
 from itertools import count as count_up
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..utils.files import atomic_write_text
+from ..utils.files import atomic_write_text, check_file
 from .options import one_line_errors
 
 if TYPE_CHECKING:
@@ -29,18 +28,54 @@ def new_run(name: str) -> Path:
 
 
 def read_config(run_folder: Path) -> dict[str, Any]:
+    """The configuration of a run, with what earlier versions did not write."""
+    file = run_folder / "config.json"
     try:
-        config = json.loads((run_folder / "config.json").read_text())
+        config = json.loads(file.read_text())
     except FileNotFoundError:
         raise click.ClickException(
             f"{run_folder} holds no config.json: it is not the folder of a run"
         ) from None
+    except (OSError, ValueError) as error:
+        raise click.ClickException(f"{file} cannot be read: {error}") from error
+    _check_config(file, config)
     # of runs of earlier versions, which had no such options
     defaults = dict(classes=None, accumulate=1, compile=False, hold_out=0.0, num_images=None)
     defaults |= dict(used_precision=config["precision"])
     model = config["model"] | dict(model=dict(context_drop_prob=0.0) | config["model"]["model"])
     dataset = dict(labels_from_folders=False) | config["dataset"]
     return defaults | config | dict(dataset=dataset, model=model)
+
+
+# what the configuration of any version holds, by section
+KEYS = {
+    (): dict(source=str, head=str, seed=int, workers=int, precision=str)
+    | dict.fromkeys(("model", "dataset", "trainer"), dict),
+    ("model",): dict(image_size=(int, list), patch_size=(int, list), channels=int, model=dict),
+    ("trainer",): dict(batch_size=int, learning_rate=float | int, lr_schedule=str),
+}
+
+
+def _check_config(file: Path, config: Any) -> None:
+    """Whether a configuration holds what the commands read."""
+    from ..heads.head import head_class
+
+    if not isinstance(config, dict):
+        raise click.ClickException(f"{file} must hold keys and values, got {config!r}")
+    for section, keys in KEYS.items():
+        values = config
+        for key in section:
+            values = values[key]
+        for key, kind in keys.items():
+            name = ".".join((*section, key))
+            if key not in values:
+                raise click.ClickException(f"{file} lacks the key {name!r}")
+            if not isinstance(values[key], kind):
+                raise click.ClickException(f"{file}: {name!r} must not be {values[key]!r}")
+    try:
+        head_class(config["head"])
+    except ValueError as error:
+        raise click.ClickException(f"{file}: {error}") from error
 
 
 def write_config(config: dict[str, Any], run_folder: Path) -> None:
@@ -57,12 +92,12 @@ def listed(classes: list[str] | None) -> str:
     return ", ".join(classes) if classes else "none"
 
 
-def checkpoint_of(run_folder: Path, step: int | None, default: Callable) -> Path:
-    """The checkpoint of a step, or the one that `default` chooses."""
-    from ..training.checkpoints import check_checkpoint
+def checkpoint_of(run_folder: Path, step: int | None) -> Path:
+    """The checkpoint of a step, by default that of the lowest validation loss, else the newest."""
+    from ..training.checkpoints import best_checkpoint, check_checkpoint
 
     checkpoints = run_folder / "checkpoints"
-    folder = checkpoints / f"checkpoint.{step}" if step else default(checkpoints)
+    folder = checkpoints / f"checkpoint.{step}" if step else best_checkpoint(checkpoints)
     if folder is None or not folder.is_dir():
         which = f" of step {step}" if step else ""
         raise click.ClickException(f"{checkpoints} holds no checkpoint{which}")
@@ -95,26 +130,47 @@ def dataset_of(
         return dataset, dataset.classes if has_labels else None
 
 
+def check_source(config: dict[str, Any]) -> None:
+    """Whether the images of a run are where they were."""
+    source = config["source"]
+    if source != "digits" and not Path(source).is_dir():
+        raise click.ClickException(
+            f"folder {source} of the run's images does not exist: "
+            "`ardiff resume RUN --source FOLDER` says where they are now"
+        )
+
+
 def split(dataset: Dataset, config: dict[str, Any]) -> tuple[Dataset, Dataset | None]:
     """The images that a run trains on, and those that it holds out, None for none."""
     import torch
-    from torch.utils.data import random_split
+    from torch.utils.data import Subset, random_split
 
     hold_out, before = config["hold_out"], config.get("num_images")
     if hold_out == 0:
         return dataset, None
-    if before not in (None, len(dataset)):
+    # a file that is left out since moves no other one from one part to the other
+    damaged = getattr(dataset, "damaged", [])
+    places = list(range(len(dataset)))
+    if damaged and before == len(dataset) + len(damaged):
+        place_of = {path: i for i, path in enumerate(dataset.paths)}
+        places = [place_of.get(path) for path in sorted((*dataset.paths, *damaged))]
+    if before not in (None, len(places)):
         raise click.ClickException(
             f"{config['source']} holds {len(dataset)} images, {before} when the run was started: "
-            "other ones would be held out"
+            "other ones would be held out. "
+            f"`ardiff resume --hold-out {hold_out:g}` holds out some anew"
         )
-    count = math.ceil(hold_out * len(dataset))
-    if count == len(dataset):
+    count = math.ceil(hold_out * len(places))
+    if count == len(places):
         raise click.ClickException(
             f"--hold-out {hold_out} leaves none of {count} images to train on"
         )
     generator = torch.Generator().manual_seed(0)  # not the run's: runs compare on the same images
-    return random_split(dataset, (len(dataset) - count, count), generator)
+    parts = random_split(places, (len(places) - count, count), generator)
+    kept, held_out = ([places[i] for i in part.indices] for part in parts)
+    kept, held_out = ([i for i in part if i is not None] for part in (kept, held_out))
+    plain = dataset.without_augmentation() if hasattr(dataset, "without_augmentation") else dataset
+    return Subset(dataset, kept), Subset(plain, held_out) if held_out else None
 
 
 def load_model(config: dict[str, Any], checkpoint: Path) -> tuple[ImageAutoregressive, Accelerator]:
@@ -122,13 +178,38 @@ def load_model(config: dict[str, Any], checkpoint: Path) -> tuple[ImageAutoregre
     from accelerate import Accelerator
 
     from ..models.settings import GenerationSettings
+    from ..training.checkpoints import validation_loss
 
     accelerator = Accelerator()
     atexit.register(accelerator.state.destroy_process_group)  # or it may be aborted at the very end
     with one_line_errors((ValueError,)):
         model = model_class(config).from_pretrained(checkpoint).to(accelerator.device)
         model.generation = GenerationSettings.load(checkpoint.parents[1])
+    if accelerator.is_main_process:
+        loss = validation_loss(checkpoint)
+        fact = "no validation loss" if loss is None else f"validation loss {loss:.4f}"
+        click.echo(f"{checkpoint.name} ({fact})", err=True)
     return model, accelerator
+
+
+def output_file(run_folder: Path, given: Path | None, default: str, ending: str) -> Path:
+    """The file for a result, which can be written: of --output, or by default one in the run.
+
+    A run that cannot be written has it in the current folder.
+    """
+    file = given or run_folder / default
+    if file.suffix.lower() != ending:
+        raise click.BadParameter(f"{file} must end in {ending}", param_hint="--output")
+    try:
+        check_file("--output", file)
+    except OSError as error:
+        if given is not None:
+            raise click.ClickException(str(error)) from error
+        reason, file = error, Path(f"{run_folder.resolve().name}.{file.name}")
+        with one_line_errors((OSError,)):
+            check_file("--output", file)
+        click.echo(f"{str(reason).removeprefix('--output ')}; {file} is written instead", err=True)
+    return file
 
 
 def label_of(name: str, classes: list[str]) -> int:

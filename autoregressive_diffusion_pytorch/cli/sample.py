@@ -18,12 +18,17 @@ def sample(run_folder: Path, count: int, batch_size: int, **options) -> None:
     from ..evaluation.drawing import draw_images
 
     run = SamplingRun(run_folder, f"sample.{options['seed']}.png", **options)
-    labels, columns = run.labels, None
+    numbers, labels, columns = run.numbers(count), run.labels, None
     if labels:
         import torch
 
-        columns = -(-count // len(labels))
-        labels, count = torch.tensor(labels).repeat_interleave(columns), columns * len(labels)
-    kwargs = dict(run.sample_kwargs, labels=labels, progress=run.is_main)
-    images = draw_images(run.model, count, batch_size=batch_size, seed=run.seed, **kwargs)
-    run.save(images, columns)
+        if not run.only:
+            numbers = range(-(-count // len(labels)))  # of each label
+        columns, count = len(numbers), max(numbers) + 1
+        labels = torch.tensor(labels).repeat_interleave(count)
+        only = [row * count + i for row in range(len(run.labels)) for i in numbers]
+        kwargs = dict(only=only, labels=labels)
+    else:
+        kwargs = dict(only=numbers)
+    kwargs |= dict(run.sample_kwargs, progress=run.is_main, batch_size=batch_size, seed=run.seed)
+    run.save(draw_images(run.model, count, **kwargs), columns, numbers)

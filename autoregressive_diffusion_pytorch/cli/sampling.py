@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
 
+from ..utils.files import check_folder
 from .options import (
     COUNT,
     FACTOR,
@@ -17,7 +19,7 @@ from .options import (
     one_line_errors,
     option,
 )
-from .run import checkpoint_of, label_of, load_model, read_config
+from .run import checkpoint_of, label_of, load_model, output_file, read_config
 
 TUNED = "[default: what `ardiff tune` wrote, else"
 
@@ -27,16 +29,24 @@ def sampling_options(default_count: int, counted: str):
     return add_options(
         option("--count", COUNT, counted, default=default_count),
         option(
+            "--only",
+            click.IntRange(0),
+            "Draw only the image of this number, from 0, with labels one of each; several if given "
+            "several times.",
+            multiple=True,
+        ),
+        option(
             "--output",
             OUTPUT,
-            "File of the grid. [default: one in the run's samples/, named after the seed]",
+            "File of the grid. [default: one in the run's samples/, or here if that cannot be "
+            "written, named after the seed]",
         ),
         option("--files", OUTPUT, "Also write each image as a file into this folder."),
         checkpoint_option,
         option(
             "--label",
             None,
-            "What to draw, the name or number of a class; several of them if given several times. "
+            "What to draw, the name or number of a class; several if given several times. "
             "[default: all]",
             "names",
             multiple=True,
@@ -85,7 +95,9 @@ def sampling_options(default_count: int, counted: str):
             default="auto",
         ),
         flag("--compile", "Compile the model first: takes minutes, and pays for many images."),
-        option("--seed", SEED, "The same seed and batch size give the same images.", default=0),
+        option(
+            "--seed", SEED, "Image i of a seed is the same for any count and batch size.", default=0
+        ),
     )
 
 
@@ -101,21 +113,23 @@ class SamplingRun:
         files: Path | None,
         checkpoint: int | None,
         names: tuple[str, ...],
+        only: tuple[int, ...],
         precision: str,
         seed: int,
         **sample_kwargs,
     ):
         from ..models.settings import GuidanceSchedule
-        from ..training.checkpoints import newest_checkpoint
         from ..utils.modes import best_precision
 
-        self.output = output or run_folder / "samples" / default_output
-        self.files = files
-        self.seed = seed
-        if self.output.suffix.lower() != ".png":
-            raise click.BadParameter(f"{self.output} must end in .png", param_hint="--output")
         config = read_config(run_folder)
-        folder = checkpoint_of(run_folder, checkpoint, newest_checkpoint)
+        folder = checkpoint_of(run_folder, checkpoint)
+        self.output = output_file(run_folder, output, f"samples/{default_output}", ".png")
+        if files is not None:
+            with one_line_errors((OSError,)):
+                check_folder("--files", files)
+        self.files = files
+        self.only = only
+        self.seed = seed
         self.model, accelerator = load_model(config, folder)
         self.device, self.is_main = accelerator.device, accelerator.is_main_process
         precision = best_precision() if precision == "auto" else precision
@@ -143,7 +157,11 @@ class SamplingRun:
             return None
         return labels or list(range(len(self.classes)))
 
-    def save(self, images, columns: int | None) -> None:
+    def numbers(self, count: int) -> Sequence[int]:
+        """The numbers of the images to draw."""
+        return list(dict.fromkeys(self.only)) or range(count)
+
+    def save(self, images, columns: int | None, numbers: Sequence[int]) -> None:
         """Writes the grid, with labels a row of `columns` images for each, and the files.
 
         Only the main process writes.
@@ -153,8 +171,9 @@ class SamplingRun:
         from ..data.image_grids import save_image_files, save_image_grid
 
         names = self.labels and [self.classes[label] for label in self.labels]
-        save_image_grid(images, self.output, columns, names)
-        click.echo(self.output)
-        if self.files:
-            save_image_files(images, self.files)
-            click.echo(f"{self.files}: {len(images)} files")
+        with one_line_errors((OSError,)):
+            save_image_grid(images, self.output, columns, names)
+            click.echo(self.output)
+            if self.files:
+                save_image_files(images, self.files, None if self.labels else numbers)
+                click.echo(f"{self.files}: {len(images)} files")

@@ -8,9 +8,21 @@ from typing import Any
 import click
 
 from ..heads import HEADS
-from .options import COUNT, FACTOR, OUTPUT, POSITIVE, SEED, HeadType, add_options, flag, option
+from ..utils.text import printable
+from .options import (
+    COUNT,
+    FACTOR,
+    OUTPUT,
+    POSITIVE,
+    SEED,
+    HeadType,
+    add_options,
+    flag,
+    max_pixels_option,
+    option,
+)
 from .run import dataset_of, model_class, new_run, write_config
-from .training import build_trainer, run_trainer
+from .training import build_trainer, check_apart, run_trainer
 
 # sizes of the model, each with its learning rate
 SIZES = {
@@ -31,7 +43,10 @@ FOLDER = SHARED | dict(
 RUN = ("head", "seed", "workers", "precision", "accumulate", "compile", "hold_out")
 IMAGES = ("image_size", "patch_size", "channels")
 MODEL = ("dim", "depth", "heads", "mlp_depth", "mlp_width")
-DATASET = ("labels_from_folders", "augment_horizontal_flip", "cache_in_memory", "skip_damaged")
+DATASET = (
+    *("labels_from_folders", "augment_horizontal_flip", "cache_in_memory", "skip_damaged"),
+    "max_pixels",
+)
 TRAINER = (
     *("num_train_steps", "num_epochs", "max_minutes", "batch_size"),
     *("learning_rate", "lr_schedule", "max_grad_norm", "nonfinite", "gradient_checkpointing"),
@@ -120,7 +135,7 @@ DATA_OPTIONS = add_options(
     option(
         "--flip/--no-flip",
         None,
-        "Mirror the images of a folder at random.",
+        "Mirror the images of a folder at random; those held out stay as they are.",
         "augment_horizontal_flip",
         default=False,
     ),
@@ -128,6 +143,7 @@ DATA_OPTIONS = add_options(
         "--skip-damaged",
         "Leave out image files that cannot be read: by default the run stops at one.",
     ),
+    max_pixels_option,
     flag("--cache", "Keep images in memory once they are read.", "cache_in_memory"),
 )
 MACHINE_OPTIONS = add_options(
@@ -185,6 +201,8 @@ def train(source: str, run_folder: Path | None, **options) -> None:
     The run's folder holds its configuration, its checkpoints, and grids of samples drawn on the
     way.
     """
+    from ..training.checkpoints import list_checkpoints
+
     preset = DIGITS if source == "digits" else FOLDER
     if options["num_epochs"] is not None:
         if options["num_train_steps"] is not None:
@@ -199,16 +217,13 @@ def train(source: str, run_folder: Path | None, **options) -> None:
     if source != "digits":
         source = str(Path(source).resolve())  # the run may be resumed from elsewhere
     config = _config(source, options)
-    run_folder = run_folder or new_run(Path(source).name)
-    if (run_folder / "config.json").exists():
+    run_folder = run_folder or new_run(printable(Path(source).name))
+    if checkpoints := list_checkpoints(run_folder / "checkpoints"):
         raise click.ClickException(
-            f"{run_folder} already holds a run: `ardiff resume {run_folder}` goes on with it"
+            f"{run_folder} already holds a run with {checkpoints[-1].name}: "
+            f"`ardiff resume {run_folder}` goes on with it"
         )
-    if source != "digits" and run_folder.resolve().is_relative_to(source):
-        raise click.ClickException(
-            f"{run_folder} lies in {source}, its samples would be trained on: name another folder "
-            "with --run"
-        )
+    check_apart(run_folder, source)
     dataset, config["classes"] = dataset_of(config)
     config["model"]["num_classes"] = config["classes"] and len(config["classes"])
     trainer = build_trainer(config, dataset, run_folder)

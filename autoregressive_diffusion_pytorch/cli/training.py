@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from .options import one_line_errors
+from .options import in_options, one_line_errors
 from .run import model_class, split
 
 if TYPE_CHECKING:
@@ -17,22 +19,33 @@ if TYPE_CHECKING:
     from ..training.image_trainer import ImageTrainer
 
 
-def build_trainer(
-    config: dict[str, Any], dataset: Dataset, run_folder: Path, resume: bool = False
-) -> ImageTrainer:
-    from accelerate.utils import set_seed
+def check_apart(run_folder: Path, source: str) -> None:
+    """Whether a run lies outside its images."""
+    if source != "digits" and run_folder.resolve().is_relative_to(Path(source).resolve()):
+        raise click.ClickException(
+            f"{run_folder} lies in {source}, its samples would be trained on: name another folder "
+            "with --run"
+        )
 
+
+def build_trainer(
+    config: dict[str, Any],
+    dataset: Dataset,
+    run_folder: Path,
+    resume: bool | Literal["auto"] = False,
+) -> ImageTrainer:
     from ..training.image_trainer import ImageTrainer
     from ..utils.modes import best_precision
+    from ..utils.rng import seed_process
 
     precision = config["precision"]
     if precision == "auto":  # accelerate's own configuration first
         is_configured = os.environ.get("ACCELERATE_MIXED_PRECISION", "no") != "no"
         precision = None if is_configured else best_precision()
     dataset, held_out = split(dataset, config)
-    set_seed(config["seed"])  # for the weights
-    with one_line_errors((ValueError, OSError)):
-        return ImageTrainer(
+    seed_process(config["seed"], rank=0)  # for the weights
+    with one_line_errors((ValueError, TypeError, OSError)), _explained(run_folder):
+        trainer = ImageTrainer(
             model_class(config)(**config["model"]),
             dataset=dataset,
             validation_dataset=held_out,
@@ -49,32 +62,59 @@ def build_trainer(
             resume=resume,
             **config["trainer"],
         )
+    trainer.how_to_resume = f"`ardiff resume {run_folder}` goes on from there"
+    return trainer
+
+
+@contextmanager
+def _explained(run_folder: Path) -> Iterator[None]:
+    """Adds to errors what a user of commands can do."""
+    from ..data.image_files import DamagedImageError
+
+    try:
+        yield
+    except DamagedImageError as error:
+        raise ValueError(f"{error}\n--skip-damaged leaves such files out") from error
+    except TypeError as error:
+        if "unexpected keyword argument" in str(error) and (run_folder / "config.json").exists():
+            raise TypeError(f"{run_folder / 'config.json'}: {error}") from error
+        raise
 
 
 def run_trainer(trainer: ImageTrainer, run_folder: Path) -> None:
+    import torch
+
     from ..data.image_files import DamagedImageError
     from ..data.order import DeadWorkerError
     from ..training.loop import TrainingStopped
+    from ..training.together import one_line
 
     def tell(message: object, **kwargs) -> None:
         if trainer.is_main:
             click.echo(message, **kwargs)
 
+    def fail(error: Exception, how: str) -> click.ClickException:
+        return click.ClickException(f"{in_options(one_line(error))}\n{how}")
+
+    go_on = f"ardiff resume {run_folder}"
     tell(f"{len(trainer.dataset):,} images; the run is in {run_folder}", err=True)
     try:
         trainer()
     except DamagedImageError as error:
-        fault = str(error).strip().splitlines()[-1]  # a worker sends where it came from before it
-        raise click.ClickException(f"{fault}\n--skip-damaged leaves such files out") from error
-    except FloatingPointError as error:
-        how = f"go on from the last checkpoint with: ardiff resume {run_folder}"
-        raise click.ClickException(f"{error}\n{how}") from error
-    except (OSError, DeadWorkerError) as error:
-        raise click.ClickException(str(error)) from error
-    except TrainingStopped:
-        tell(f"go on with: ardiff resume {run_folder}", err=True)
-        raise
-    tell(trainer.grids.path(trainer.step))
+        raise fail(error, f"leave such files out with: {go_on} --skip-damaged") from error
+    except (FloatingPointError, OSError) as error:
+        raise fail(error, f"go on from the last checkpoint with: {go_on}") from error
+    except DeadWorkerError as error:
+        raise fail(error, f"go on with: {go_on} --workers 0") from error
+    except torch.OutOfMemoryError as error:
+        less = f"{go_on} --batch-size {max(trainer.batch_size // 2, 1)} --accumulate 2"
+        raise fail(error, f"go on with less at a time: {less}") from error
+    except TrainingStopped as stopped:
+        tell(f"go on with: {go_on}", err=True)
+        raise SystemExit(stopped.code) from stopped
+    grid = trainer.grids.path(trainer.step)
+    if grid.exists():
+        tell(grid)
     tell(
         f"more of them: ardiff sample {run_folder}; settings that draw better ones: "
         f"ardiff tune {run_folder}",

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from ..utils.files import atomic_write_text
+from ..utils.files import atomic_write_text, check_folder
 from .measuring import checkpoint_and_output, feature_network, images_of
 from .options import (
     COUNT,
@@ -76,7 +76,8 @@ def tune(
         )
         source = config["source"]
     with one_line_errors():
-        output.parent.mkdir(parents=True, exist_ok=True)
+        if not dry_run:
+            _check_settings_folder(run_folder)
         dataset = images_of(config, source, images or 2000)
         model, accelerator = load_model(config, folder)
         tuning = tune(
@@ -95,7 +96,8 @@ def tune(
     report |= dict(seed=seed) | asdict(tuning)
     for line in _table([*tuning.rows, tuning.floor]):
         click.echo(line)
-    atomic_write_text(output, json.dumps(report, indent=2))
+    with one_line_errors((OSError,)):
+        atomic_write_text(output, json.dumps(report, indent=2))
     click.echo(output)
     try:
         plot_tuning(report, output.with_suffix(".png"))
@@ -107,6 +109,13 @@ def tune(
     click.echo(f"best: {chosen or 'as learned'}")
     if not dry_run:
         click.echo(tuning.settings.save(run_folder))
+
+
+def _check_settings_folder(run_folder: Path) -> None:
+    try:
+        check_folder("RUN", run_folder)
+    except OSError as error:
+        raise OSError(f"{error}. --dry-run only prints the settings") from error
 
 
 def _table(rows: list[dict[str, Any]]) -> list[str]:

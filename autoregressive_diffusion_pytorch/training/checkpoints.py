@@ -63,6 +63,21 @@ def write_checkpoint(folder: Path, step: int, write: Callable[[Path], None], **f
     return target
 
 
+def add_facts(checkpoint: Path, **facts) -> None:
+    """Adds values to the manifest of a checkpoint, or changes them there.
+
+    Raises:
+        OSError: if they cannot be written; the manifest is as before.
+        DamagedCheckpointError: if there is no manifest to add them to.
+    """
+    path = checkpoint / MANIFEST
+    partial = path.with_name(f"{MANIFEST}.partial")
+    partial.write_text(json.dumps(read_manifest(checkpoint) | facts, indent=2))
+    _sync(partial)
+    os.replace(partial, path)
+    _sync(checkpoint)
+
+
 def _system_error(error: BaseException | None) -> OSError | None:
     """The system's error, such as "No space left on device", behind one of a library."""
     while error is not None and not isinstance(error, OSError):

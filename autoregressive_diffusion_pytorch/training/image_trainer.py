@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +14,15 @@ from torch import Tensor
 from torch.nn import Module
 from torch.utils.data import Dataset
 
+from ..data.image_files import DamagedImageError
 from ..data.image_grids import labels_by_row, save_image_grid
 from ..data.items import TrainingItems
-from ..data.order import batches_of
-from ..utils.modes import evaluating
-from ..utils.rng import preserved_rng
+from ..utils.rng import generator_for
 from ..utils.validation import as_tensor, check_positive_int
 from .loop import Part, Step, TrainingLoop
-from .parts import write_by_main
+from .together import attempt, by_main, one_line, together
 from .trainer import Trainer
+from .trial import check_dataset, first_batch, try_folders
 
 PER_SAMPLE_ARGUMENTS = {"labels", "cond", "cond_mask", "guidance_scale"}  # of `sample`
 
@@ -46,7 +46,8 @@ class ImageTrainer(Trainer):
         num_samples: images in a grid. They are always drawn with the same seed, so that grids show
             progress and not luck. With labels a grid has one row for each class (at most
             `num_samples` of them), and as many columns as make up that number. With vectors it
-            shows samples for the first items of the dataset.
+            shows samples for the first items of the dataset. One that cannot be drawn or written
+            ends no training.
         sample_kwargs: further arguments of `model.sample` for the grids.
         kwargs: as of `Trainer`.
     """
@@ -68,9 +69,9 @@ class ImageTrainer(Trainer):
         check_positive_int(save_results_every=save_results_every, num_samples=num_samples)
 
         def as_items(name: str, dataset: Dataset) -> TrainingItems:
-            self._check_dataset(name, dataset)
+            check_dataset(name, dataset, self.item)
             sizes = (getattr(model, name, None) for name in ("image_size", "channels"))
-            return TrainingItems(dataset, *sizes)
+            return TrainingItems(dataset, *sizes, name=name)
 
         if validation_dataset is not None:
             validation_dataset = as_items("validation_dataset", validation_dataset)
@@ -82,6 +83,8 @@ class ImageTrainer(Trainer):
             validation_dataset=validation_dataset,
             **kwargs | dict(parts=[self.grids, *kwargs.get("parts", ())]),
         )
+        self.grids.try_out(self)
+        try_folders(self, dict(results_folder=folder))
 
     def call(self, function: Callable[..., Any], batch: dict[str, Tensor]) -> Any:
         conditions = {name: part for name, part in batch.items() if name != "images"}
@@ -104,45 +107,97 @@ class SampleGrids(Part):
     def start(self, trainer: TrainingLoop) -> None:
         """Draws the grid of a step at which the run before was stopped, with no time to."""
         pending = False
-        if trainer.is_main and trainer.step > 0 and trainer.step % self.every == 0:
+        if trainer.is_main and trainer.is_due(self.every):
             pending = not self.path(trainer.step).exists()
         (pending,) = broadcast_object_list([pending])
         if pending:
-            self.save(trainer)
+            self._attempt(trainer)
 
     def after_step(self, trainer: TrainingLoop, step: Step) -> None:
         if step.finished or (trainer.step % self.every == 0 and not step.stopped):
-            self.save(trainer)
+            self._attempt(trainer)
+
+    def _attempt(self, trainer: TrainingLoop) -> None:
+        attempt(trainer, f"the grid of step {trainer.step}", lambda: self.save(trainer))
 
     def path(self, step: int) -> Path:
         return self.folder / f"results.{step}.png"
 
     def save(self, trainer: TrainingLoop) -> None:
-        """Draws a grid with the averaged weights; the processes share it."""
+        """Draws a grid with the averaged weights; the processes share it.
+
+        If it fails in one process, all raise.
+        """
+        accelerator = trainer.accelerator
+
+        def draw() -> Tensor:
+            with trainer.averaged_model() as model:
+                return model.sample(**self._sampling(trainer)).contiguous()
+
+        # the parts of a sharded model wait for each other
+        images = draw() if accelerator.is_fsdp2 else together(accelerator, draw)
+        images = accelerator.gather(images)[: self._count(trainer)]
+        path = self.path(trainer.step)
+        _, columns, row_names = self._layout
+        by_main(accelerator, lambda: save_image_grid(images, path, columns, row_names))
+
+    def try_out(self, trainer: TrainingLoop) -> None:
+        """Tries the arguments of `sample`, and draws a first token if the model draws tokens.
+
+        Raises:
+            TypeError: if the model has no `sample` or does not know them.
+            ValueError: if it refuses them.
+        """
+        model, accelerator = trainer.ema.ema_model, trainer.accelerator
+        if not hasattr(model, "sample"):
+            raise TypeError(
+                "model must have sample(batch_size=…, generator=…) for the grids of samples, got a "
+                f"{type(model).__name__} (Trainer trains models without)"
+            )
+        with trainer.averaged_model() as model:
+            try:
+                arguments = self._sampling(trainer)
+            except DamagedImageError:  # which counts when its turn comes
+                return
+            try:
+                if trainer.config is None or not hasattr(model, "stream"):  # of one's own
+                    inspect.signature(model.sample).bind(**arguments)
+                else:
+                    # compiling takes minutes, and ends nothing where it fails
+                    arguments = {name: arguments[name] for name in arguments.keys() - {"compile"}}
+                    tokens = model.stream(**arguments)
+                    if not accelerator.is_fsdp2:
+                        next(tokens)
+            except (ValueError, TypeError, RuntimeError) as error:
+                kind = TypeError if isinstance(error, TypeError) else ValueError
+                raise kind(f"sample_kwargs do not fit the model: {one_line(error)}") from error
+
+    def _count(self, trainer: TrainingLoop) -> int:
+        """The number of images in a grid."""
         if not hasattr(self, "_layout"):
             self._layout = self.layout(trainer)
-        conditions, columns, row_names = self._layout
-        accelerator, model = trainer.accelerator, trainer.ema.ema_model
-        count = len(next(iter(conditions.values()))) if conditions else self.num_samples
+        conditions = self._layout[0]
+        return len(next(iter(conditions.values()))) if conditions else self.num_samples
+
+    def _sampling(self, trainer: TrainingLoop) -> dict[str, Any]:
+        """This process's arguments of `sample`."""
+        accelerator, count = trainer.accelerator, self._count(trainer)
         device, process = accelerator.device, accelerator.process_index
         share = math.ceil(count / accelerator.num_processes)
         # the same number in each process, to be gathered
         own = torch.arange(process * share, (process + 1) * share).clamp(max=count - 1)
-        kwargs = {name: given[own].to(device) for name, given in conditions.items()}
+        kwargs = {name: given[own].to(device) for name, given in self._layout[0].items()}
         kwargs |= self.sample_kwargs
         if accelerator.num_processes > 1:
             for name in PER_SAMPLE_ARGUMENTS & self.sample_kwargs.keys():
                 kwargs[name] = _own_part(kwargs[name], own, count)
-        is_bf16 = accelerator.mixed_precision == "bf16" and not accelerator.is_fsdp2
-        if trainer.config is not None and is_bf16:
-            kwargs = dict(precision="bf16") | kwargs
-        # a training that missed a grid must not go on otherwise than one that did not
-        with preserved_rng(device), evaluating(list(model.modules())), torch.no_grad():
-            generator = torch.Generator(device).manual_seed(process)
-            images = model.sample(batch_size=share, generator=generator, **kwargs)
-        images = accelerator.gather(images.contiguous())[:count]
-        path = self.path(trainer.step)
-        write_by_main(accelerator, lambda: save_image_grid(images, path, columns, row_names))
+        generator = torch.Generator(device).manual_seed(process)
+        if trainer.config is not None:  # a model of this library
+            # a grid does not depend on the number of processes
+            generator = [generator_for(0, i, device=device) for i in own.tolist()]
+            if accelerator.mixed_precision == "bf16" and not accelerator.is_fsdp2:
+                kwargs = dict(precision="bf16") | kwargs
+        return dict(batch_size=share, generator=generator) | kwargs
 
     def layout(
         self, trainer: TrainingLoop
@@ -161,12 +216,8 @@ class SampleGrids(Part):
 
 
 def _conditions_of_first(trainer: TrainingLoop, count: int) -> dict[str, Tensor]:
-    """Labels and vectors of the first items of the dataset, always the same."""
-    count = min(count, len(trainer.dataset))
-    options = trainer.dataloader_kwargs
-    collate = {name: options[name] for name in ("collate_fn",) if name in options}
-    with closing(batches_of(trainer.dataset, range(count), count, **collate)) as batches:
-        batch = next(batches)
+    """Labels and vectors of the first items of the dataset."""
+    batch = first_batch(trainer, trainer.dataset, count)
     return {name: part for name, part in batch.items() if name != "images"}
 
 

@@ -18,6 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ..utils.modes import evaluating
 from ..utils.rng import preserved_rng
 from .loop import Part, Step, TrainingLoop
+from .together import one_line
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +50,10 @@ class TrainingLog(Part):
     def end(self, trainer: TrainingLoop) -> None:
         """Closes the trackers."""
         for tracker in trainer.accelerator.trackers:
-            tracker.finish()
+            try:
+                tracker.finish()
+            except Exception as error:  # on a full disk, where another error ends the training
+                logger.warning("the log is incomplete: %s", one_line(error))
         trainer.accelerator.trackers = []
 
     def summary(self, trainer: TrainingLoop) -> list[str]:
@@ -86,7 +90,7 @@ class TrainingLog(Part):
         }
         if self._utilization_by_speed > 0:
             values["utilization"] = self._utilization_by_speed * speed
-        trainer.accelerator.log(values, step=trainer.step)
+        trainer.log_values(values)
         summary = f"loss {self.losses.average:.4f}, {speed:.0f} {trainer.item}s/s"
         trainer.bar.set_postfix_str(summary, refresh=False)
 

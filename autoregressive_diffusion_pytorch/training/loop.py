@@ -6,8 +6,8 @@ import logging
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import closing, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
-from accelerate.utils import send_to_device, set_seed
+from accelerate.utils import send_to_device
 from ema_pytorch import EMA
 from torch import Tensor
 from torch.distributed.tensor import DTensor
@@ -24,8 +24,10 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from ..data.order import endless_batches, explain_dead_workers
-from ..utils.rng import set_rng_state
+from ..utils.modes import evaluating
+from ..utils.rng import preserved_rng, seed_process, set_rng_state
 from .signals import StopSignals
+from .together import one_line
 
 MAX_CONSECUTIVE_SKIPS = 25  # of steps that are not finite: broken weights give no others
 
@@ -80,22 +82,33 @@ class Part:
         """Restores `state`, from that of all parts."""
 
 
-class TrainingStopped(SystemExit):
+class TrainingStopped(BaseException):
     """A training that a signal ended, saved as `checkpoint` at `step`.
 
-    Not caught, it ends the process as the signal would.
+    After SIGINT, such as Ctrl-C or a notebook's interrupt, it is a `KeyboardInterrupt` as well, and
+    else a `SystemExit`, which ends the process with `code` as the signal would.
     """
 
     def __init__(self, code: int, step: int, checkpoint: Path):
-        super().__init__(code)
+        super().__init__(f"stopped after step {step} and saved as {checkpoint}")
+        self.code = code
         self.step = step
         self.checkpoint = checkpoint
+
+
+class TrainingInterrupted(TrainingStopped, KeyboardInterrupt):
+    """A training that SIGINT ended."""
+
+
+class TrainingTerminated(TrainingStopped, SystemExit):
+    """A training that SIGTERM ended."""
 
 
 class TrainingLoop:
     """The loop of a `Trainer`, which sets its attributes."""
 
     item = "item"  # what the dataset holds, for messages
+    how_to_resume = "resume = True goes on from there"
 
     accelerator: Accelerator
     model: Module  # as accelerate prepared it
@@ -108,6 +121,7 @@ class TrainingLoop:
     dataloader_kwargs: dict
     batch_size: int
     effective_batch_size: int
+    passes: int  # forward and backward ones of a step
     num_train_steps: int
     max_minutes: float | None
     max_grad_norm: float
@@ -129,15 +143,24 @@ class TrainingLoop:
     def is_main(self) -> bool:
         return self.accelerator.is_main_process
 
+    def is_due(self, every: int) -> bool:
+        """Whether something of every some steps, and of the last one, belongs to this step."""
+        return self.step > 0 and (self.step % every == 0 or self.step == self.num_train_steps)
+
     def __call__(self) -> None:
         """Trains up to `num_train_steps`, or for `max_minutes`.
 
         Raises:
             TrainingStopped: after a signal, when all is saved.
             FloatingPointError: if a loss or gradient is not finite, and `nonfinite` says so.
+            OSError: if a checkpoint cannot be written. What else fails beside the steps, such as a
+                validation, is told, and the training goes on.
         """
+        # accelerate has one number for all trainings of a process: that of the last one made
+        self.accelerator.gradient_accumulation_steps = self.passes
         if self.step >= self.num_train_steps:
-            return
+            with self._started_parts():  # for what the run before had no time for
+                return
         self._start_rng()
         started, first_step = time.monotonic(), self.step
         self._deadline = math.inf if self.max_minutes is None else started + 60 * self.max_minutes
@@ -153,18 +176,25 @@ class TrainingLoop:
         total = dict(total=self.num_train_steps, initial=self.step)
         bar = tqdm(**total, desc="training", disable=not self.is_main)
         with self._signals, explain_dead_workers(), closing(batches), bar as self.bar:
-            try:
-                for part in self.parts:
-                    part.start(self)
+            with self._started_parts():
                 step = self._train(batches)
-            finally:
-                for part in self.parts:
-                    part.end(self)
         if step.stopped:
-            where = f"stopped after step {self.step} and saved as {self.checkpoint}"
-            self.say(f"{where}: resume = True goes on from there")
-            raise TrainingStopped(self._signals.exit_code, self.step, self.checkpoint)
+            is_interrupt = self._signals.received == "SIGINT"
+            kind = TrainingInterrupted if is_interrupt else TrainingTerminated
+            stopped = kind(self._signals.exit_code, self.step, self.checkpoint)
+            self.say(f"{stopped}: {self.how_to_resume}")
+            raise stopped
         self.say(self._summary(time.monotonic() - started, self.step - first_step))
+
+    @contextmanager
+    def _started_parts(self) -> Iterator[None]:
+        try:
+            for part in self.parts:
+                part.start(self)
+            yield
+        finally:
+            for part in self.parts:
+                part.end(self)
 
     def _train(self, batches: Iterator[dict[str, Tensor]]) -> Step:
         """The steps; gives the last one."""
@@ -185,7 +215,7 @@ class TrainingLoop:
         if self.rng_state is not None:
             set_rng_state(self.rng_state, self.accelerator.device)
         elif self.step == 0:
-            set_seed(self.seed, device_specific=True)  # other noise in each process
+            seed_process(self.seed, rank=self.accelerator.process_index)
         self.rng_state = None
 
     def _train_step(self, batches: Iterator[dict[str, Tensor]]) -> Step:
@@ -193,12 +223,11 @@ class TrainingLoop:
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate_at(self.step)
         losses = []
-        passes = self.accelerator.gradient_accumulation_steps
-        for i in range(passes):
+        for i in range(self.passes):
             batch = self._batch = self.to_device(next(batches))
             self.items_seen += self.batch_size * self.accelerator.num_processes
             # gradients are exchanged between processes only once, with the last pass
-            with nullcontext() if i == passes - 1 else self.accelerator.no_sync(self.model):
+            with nullcontext() if i == self.passes - 1 else self.accelerator.no_sync(self.model):
                 loss = self.loss(self.model, batch)
                 self.accelerator.backward(loss)
             losses.append(loss.detach())
@@ -250,16 +279,39 @@ class TrainingLoop:
 
     def call(self, function: Callable[..., Any], batch: dict[str, Tensor]) -> Any:
         """Hands a batch to a function of the model."""
+        if not isinstance(batch, Mapping):
+            kind = type(batch).__name__
+            raise TypeError(
+                f"dataset must give dictionaries of tensors, got batches that are a {kind}"
+            )
         return function(**batch)
 
     def loss(self, model: Module, batch: dict[str, Tensor]) -> Tensor:
         return self.call(model, batch)
+
+    @contextmanager
+    def averaged_model(self) -> Iterator[Module]:
+        """The averaged model in evaluation mode, whose use leaves the training as it was."""
+        model, device = self.ema.ema_model, self.accelerator.device
+        try:
+            with preserved_rng(device), evaluating(list(model.modules())), torch.no_grad():
+                yield model
+        finally:
+            if self.accelerator.is_fsdp2:  # its root is left whole, for a backward pass
+                model.reshard()
 
     def loss_of_last_batch(self, model: Module) -> Tensor:
         return self.loss(model, self._batch)
 
     def to_device(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         return send_to_device(batch, self.accelerator.device, non_blocking=True)
+
+    def log_values(self, values: dict[str, float]) -> None:
+        """Gives numbers to the trackers; one that fails, of a full disk, ends no training."""
+        try:
+            self.accelerator.log(values, step=self.step)
+        except Exception as error:
+            logger.warning("step %d is not logged: %s", self.step, one_line(error))
 
     def say(self, sentence: str) -> None:
         if self.is_main:

@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Iterator
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list, gather_object, set_seed
+from accelerate.utils import broadcast_object_list, gather_object
+from torch import Tensor
+from torch.nn import Module
 from torch.utils.data import Dataset
 
 from ..data.order import batches_of
-from ..utils.modes import evaluating
-from ..utils.rng import preserved_rng, rng_state
+from ..utils.rng import preserved_rng, rng_state, seed_process
 from .checkpoints import (
+    add_facts,
     finish_interrupted,
-    list_checkpoints,
     newest_checkpoint,
     remove_old_checkpoints,
     validation_loss,
@@ -27,6 +29,7 @@ from .checkpoints import (
 )
 from .loop import Part, Step, TrainingLoop
 from .state import TrainingState
+from .together import attempt, by_main, together
 
 
 class Validation(Part):
@@ -46,31 +49,40 @@ class Validation(Part):
         self.loss = None if self.dataset is None else self.compute(trainer)
         if self.loss is not None:
             self.best_loss = min(self.best_loss, self.loss)
-            trainer.accelerator.log(dict(validation_loss=self.loss), step=trainer.step)
+            trainer.log_values(dict(validation_loss=self.loss))
 
-    @torch.no_grad()
     def compute(self, trainer: TrainingLoop) -> float:
-        """The mean over all items; with FSDP over as many as divide evenly among the processes."""
+        """The mean over all items; with FSDP over as many as divide evenly among the processes.
+
+        If it fails in one process, all raise.
+        """
         accelerator = trainer.accelerator
-        device, processes = accelerator.device, accelerator.num_processes
+        processes = accelerator.num_processes
         length = len(self.dataset)
         if accelerator.is_fsdp2:  # the parts of a sharded model work together
             length = max(length // processes * processes, processes)
         own = range(accelerator.process_index, length, processes)
         items = [i % len(self.dataset) for i in own]
-        total, count = torch.zeros((), device=device), 0
-        model = trainer.ema.ema_model
         batches = batches_of(self.dataset, items, trainer.batch_size, **trainer.dataloader_kwargs)
-        with preserved_rng(device), evaluating(list(model.modules())), closing(batches):
-            set_seed(trainer.seed, device_specific=True)
-            for batch in batches:
-                size = len(next(iter(batch.values())))
-                with accelerator.autocast():
-                    total += size * trainer.loss(model, trainer.to_device(batch)).float()
-                count += size
-        sums = torch.stack((total, torch.full_like(total, count)))
+        with trainer.averaged_model() as model, closing(batches):
+            seed_process(trainer.seed, rank=accelerator.process_index)
+            if accelerator.is_fsdp2:  # they wait for each other at each batch, and read it together
+                read = partial(together, accelerator, partial(next, batches, None))
+                sums = self._sums(trainer, model, iter(read, None))
+            else:
+                sums = together(accelerator, lambda: self._sums(trainer, model, batches))
         total, count = accelerator.reduce(sums, "sum").tolist()
         return total / count
+
+    def _sums(self, trainer: TrainingLoop, model: Module, batches: Iterator) -> Tensor:
+        """The sum of the losses of this process's items, and their number."""
+        total, count = torch.zeros((), device=trainer.accelerator.device), 0
+        for batch in batches:
+            size = len(next(iter(batch.values())))
+            with trainer.accelerator.autocast():
+                total += size * trainer.loss(model, trainer.to_device(batch)).float()
+            count += size
+        return torch.stack((total, torch.full_like(total, count)))
 
     def state(self) -> dict[str, Any]:
         return dict(best_loss=self.best_loss)
@@ -80,14 +92,14 @@ class Validation(Part):
 
 
 class Checkpoints(Part):
-    """Saves the training every some steps and at its end, each time after a validation.
+    """Saves the training every some steps and at its end, and validates it then.
 
     Args:
         folder: holds one folder per checkpoint, `checkpoint.STEP`.
         every: steps between them.
         keep_last: newest checkpoints to keep, besides that with the lowest validation loss; None
             keeps all.
-        validation: runs before each.
+        validation: runs after each: one that fails costs no checkpoint.
     """
 
     def __init__(self, folder: Path, every: int, keep_last: int | None, validation: Validation):
@@ -97,21 +109,13 @@ class Checkpoints(Part):
         self.validation = validation
         self.training_state: TrainingState  # set by the trainer, when it has made its parts
 
-    def check_is_new(self) -> None:
-        if there := list_checkpoints(self.folder):
-            raise FileExistsError(
-                f"checkpoints_folder {self.folder} already holds {there[-1].name}: "
-                "resume = True goes on from there, another folder starts anew"
-            )
-
-    def newest(self, accelerator: Accelerator) -> Path:
+    def newest(self, accelerator: Accelerator) -> Path | None:
+        """The newest whole checkpoint, None if there is none."""
         newest = None
         if accelerator.is_main_process:  # the others need not read all of it
             finish_interrupted(self.folder)
             newest = newest_checkpoint(self.folder)
         (newest,) = broadcast_object_list([newest])
-        if newest is None:
-            raise FileNotFoundError(f"nothing to resume: {self.folder} holds no whole checkpoint")
         return newest
 
     def path(self, step: int) -> Path:
@@ -120,12 +124,13 @@ class Checkpoints(Part):
     def start(self, trainer: TrainingLoop) -> None:
         """Validates the newest checkpoint if the run before was stopped at it, with no time to."""
         pending = False
-        if trainer.is_main and trainer.step > 0 and trainer.step % self.every == 0:
+        if trainer.is_main and trainer.is_due(self.every):
             is_validated = validation_loss(self.path(trainer.step)) is not None
             pending = self.validation.dataset is not None and not is_validated
         (pending,) = broadcast_object_list([pending])
         if pending:
-            self.save(trainer)
+            self._validate(trainer)
+            self._remove_old(trainer)
 
     def after_step(self, trainer: TrainingLoop, step: Step) -> None:
         if step.is_last or trainer.step % self.every == 0:
@@ -137,8 +142,6 @@ class Checkpoints(Part):
 
     def save(self, trainer: TrainingLoop, validate: bool = True) -> Path:
         self.validation.loss = None
-        if validate:
-            self.validation.run(trainer)
         states = {name: value for part in trainer.parts for name, value in part.state().items()}
         write = self.training_state.collect(
             step=trainer.step,
@@ -148,16 +151,31 @@ class Checkpoints(Part):
             **states,
             random_states=gather_object([rng_state(trainer.accelerator.device)]),
         )
-
-        def write_and_remove() -> None:
-            loss = self.validation.loss
-            write_checkpoint(self.folder, trainer.step, write, validation_loss=loss)
-            if self.keep_last is not None:
-                remove_old_checkpoints(self.folder, self.keep_last, up_to=trainer.step)
-
-        write_by_main(trainer.accelerator, write_and_remove)
+        by_main(
+            trainer.accelerator,
+            lambda: write_checkpoint(self.folder, trainer.step, write, validation_loss=None),
+        )
         trainer.checkpoint = self.path(trainer.step)
+        if validate and self.validation.dataset is not None:
+            self._validate(trainer)
+        self._remove_old(trainer)
         return trainer.checkpoint
+
+    def _validate(self, trainer: TrainingLoop) -> None:
+        """Adds the validation loss to the manifest of the step's checkpoint."""
+
+        def validate() -> None:
+            self.validation.run(trainer)
+            note = partial(add_facts, self.path(trainer.step), validation_loss=self.validation.loss)
+            by_main(trainer.accelerator, note)
+
+        attempt(trainer, f"the validation of step {trainer.step}", validate)
+
+    def _remove_old(self, trainer: TrainingLoop) -> None:
+        if self.keep_last is not None:
+            remove = partial(remove_old_checkpoints, self.folder, self.keep_last, trainer.step)
+            what = "the removal of old checkpoints"
+            attempt(trainer, what, lambda: by_main(trainer.accelerator, remove))
 
     def load(self, trainer: TrainingLoop, folder: Path) -> None:
         progress = self.training_state.load(folder)
@@ -174,6 +192,10 @@ class Checkpoints(Part):
         trainer.skipped_steps = progress["skipped_steps"]
         for part in trainer.parts:
             part.load_state(progress)
+        # the state was saved before this checkpoint was validated
+        loss = validation_loss(folder)
+        if loss is not None:
+            self.validation.best_loss = min(self.validation.best_loss, loss)
         accelerator, states = trainer.accelerator, progress["random_states"]
         processes = accelerator.num_processes
         if len(states) == processes:
@@ -182,20 +204,5 @@ class Checkpoints(Part):
             how = f"saved by {len(states)} processes, resumed by {processes}"
             trainer.say(f"{how}: the noise will be another")
             with preserved_rng(accelerator.device):
-                set_seed(trainer.seed + trainer.step, device_specific=True)
+                seed_process(trainer.seed, trainer.step, rank=accelerator.process_index)
                 trainer.rng_state = rng_state(accelerator.device)
-
-
-def write_by_main(accelerator: Accelerator, write: Callable[[], object]) -> None:
-    """Lets the main process write; all processes raise its error, and none waits for it."""
-    fault = None
-    if accelerator.is_main_process:
-        try:
-            write()
-        except OSError as error:
-            if accelerator.num_processes == 1:
-                raise
-            fault = str(error)
-    (fault,) = broadcast_object_list([fault])
-    if fault is not None:
-        raise OSError(fault)

@@ -29,6 +29,8 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.nn import Module
 from torch.optim import Optimizer
 
+from ..utils.files import utf8_path
+
 AVERAGED, ONLINE, REST = "model.safetensors", "online.safetensors", "training.pt"
 
 
@@ -131,12 +133,13 @@ class TrainingState:
         self.optimizer.load_state_dict(self.optimizer.state_dict() | dict(state=state))
 
     def _load_weights(self, model: Module, path: Path) -> None:
+        file = utf8_path(path.parent) / path.name
         try:
             if self.accelerator.is_fsdp2:
                 options = StateDictOptions(full_state_dict=True)
-                set_model_state_dict(model, load_file(path), options=options)
+                set_model_state_dict(model, load_file(file), options=options)
             else:
-                load_model(model, str(path))
+                load_model(model, str(file))
         except RuntimeError as error:
             raise ValueError(
                 f"{path} holds the weights of another model than the trainer's: {error}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import copy
 import math
 from collections.abc import Sequence
 from contextlib import suppress
@@ -12,7 +11,6 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from accelerate import Accelerator
 from accelerate.utils import DistributedType, fsdp2_prepare_model
 from torch.distributed.fsdp import register_fsdp_forward_method
 from torch.nn import Module
@@ -21,13 +19,16 @@ from torch.utils.data import Dataset, default_collate
 from ..data.image_files import DamagedImageError
 from ..data.order import BATCH_ARGUMENTS
 from ..models.hub import Pretrained
+from ..utils.files import utf8_path
 from ..utils.rng import preserved_rng, seed_cpu
 from ..utils.validation import check_above_zero, check_choice, check_int, check_positive_int
+from .environment import copy_of, make_accelerator
 from .logging import TrainingLog
 from .loop import Part, TrainingLoop
 from .optim import learning_rate_at, make_average, make_optimizer
 from .parts import Checkpoints, Validation
 from .state import TrainingState
+from .trial import check_dataset, try_folders, try_item
 
 DEFAULT_STEPS = 70_000
 MEASURED_ITEMS = 256  # for the scale of the data
@@ -85,8 +86,13 @@ class Trainer(TrainingLoop):
             memory, a `collate_fn` that makes a dictionary of items.
         parts: further parts of the training, such as pictures of its samples, in the order in which
             they are called after each step; log, validation and checkpoints come first.
-        resume: go on from the newest whole checkpoint. Without it, a folder that already holds
-            checkpoints is refused.
+        resume: go on from the newest whole checkpoint; "auto" starts where there is none. Without
+            it, a folder that already holds one is refused.
+
+    Raises:
+        ValueError, TypeError: of an argument, an item of the dataset or of the validation dataset
+            that does not fit the model: one of each is tried.
+        OSError: if a folder cannot be written.
     """
 
     def __init__(
@@ -117,7 +123,7 @@ class Trainer(TrainingLoop):
         ema_kwargs: dict | None = None,
         dataloader_kwargs: dict | None = None,
         parts: Sequence[Part] = (),
-        resume: bool = False,
+        resume: bool | Literal["auto"] = False,
     ):
         super().__init__()
         if num_train_steps is not None and num_epochs is not None:
@@ -140,18 +146,20 @@ class Trainer(TrainingLoop):
         )
         check_choice("lr_schedule", lr_schedule, ("constant", "cosine"))
         check_choice("nonfinite", nonfinite, ("stop", "skip"))
+        check_choice("resume", resume, (True, False, "auto"))
         check_int("warmup_steps", warmup_steps, 0, math.inf)
         check_int("seed", seed, 0, 2**31 - 1)
-        self._check_dataset("dataset", dataset)
+        check_dataset("dataset", dataset, self.item)
         if validation_dataset is not None:
-            self._check_dataset("validation_dataset", validation_dataset)
+            check_dataset("validation_dataset", validation_dataset, self.item)
         if own := BATCH_ARGUMENTS & (dataloader_kwargs or {}).keys():
             raise ValueError(
                 f"dataloader_kwargs must not hold {sorted(own)}: the trainer makes the batches, "
                 "so that it can resume"
             )
         # asked for now, so that a model that cannot be saved is known before it is trained
-        self.config = model.config if isinstance(model, Pretrained) else None
+        inner = getattr(model, "_orig_mod", model)  # of what torch.compile gives
+        self.config = inner.config if isinstance(inner, Pretrained) else None
         self.dataset = dataset
         self.max_minutes = max_minutes
         self.batch_size = batch_size
@@ -165,20 +173,17 @@ class Trainer(TrainingLoop):
         folder = Path(checkpoints_folder)
         self.checkpoints = Checkpoints(folder, checkpoint_every, keep_last, self.validation)
         self.parts = [self.validation, self.log, self.checkpoints, *parts]
-        if not resume:
-            self.checkpoints.check_is_new()
 
-        defaults = dict(log_with=log_with, project_dir=str(logs_folder))
+        defaults = dict(log_with=log_with, project_dir=str(utf8_path(logs_folder)))
         accelerate_kwargs = defaults | (accelerate_kwargs or {})
-        self.accelerator = accelerator = Accelerator(**accelerate_kwargs)
-        _check_trackers(accelerate_kwargs["log_with"], accelerator.log_with)
-        newest = self.checkpoints.newest(accelerator) if resume else None
+        self.accelerator = accelerator = make_accelerator(accelerate_kwargs)
+        newest = self._newest(resume)
         if accelerator.distributed_type == DistributedType.FSDP and not accelerator.is_fsdp2:
             raise ValueError("FSDP needs fsdp_version = 2 in accelerate's configuration")
         # a process that ends within its group may be aborted at the very end
         atexit.register(accelerator.state.destroy_process_group)
-        passes = accelerator.gradient_accumulation_steps
-        self.effective_batch_size = batch_size * accelerator.num_processes * passes
+        self.passes = accelerator.gradient_accumulation_steps
+        self.effective_batch_size = batch_size * accelerator.num_processes * self.passes
         if num_epochs is not None:
             num_train_steps = math.ceil(num_epochs * len(dataset) / self.effective_batch_size)
         self.num_train_steps = DEFAULT_STEPS if num_train_steps is None else num_train_steps
@@ -189,20 +194,31 @@ class Trainer(TrainingLoop):
             warmup_steps=min(warmup_steps, self.num_train_steps // 10),
             num_steps=self.num_train_steps,
         )
-        if not resume:
+        if newest is None:
             self._measure(model)
         self._prepare(model, learning_rate, gradient_checkpointing, adam_kwargs, ema_kwargs)
-        if resume:
+        if newest is not None:
             self.load(newest)
+        # what fails only later costs the work until then
+        try_item(self, "dataset", dataset)
+        if validation_dataset is not None:
+            try_item(self, "validation_dataset", validation_dataset)
+        folders = dict(checkpoints_folder=folder)
+        if "tensorboard" in map(str, accelerator.log_with):
+            folders["logs_folder"] = Path(accelerator.project_dir)
+        try_folders(self, folders)
 
-    def _check_dataset(self, name: str, dataset: Dataset) -> None:
-        if not hasattr(dataset, "__len__"):
-            kind = type(dataset).__name__
-            raise TypeError(
-                f"{name} must have a length and give items by their index, got a {kind}"
+    def _newest(self, resume: bool | Literal["auto"]) -> Path | None:
+        """The checkpoint to go on from, None to start."""
+        folder, newest = self.checkpoints.folder, self.checkpoints.newest(self.accelerator)
+        if newest is None and resume is True:
+            raise FileNotFoundError(f"nothing to resume: {folder} holds no whole checkpoint")
+        if newest is not None and not resume:
+            raise FileExistsError(
+                f"checkpoints_folder {folder} already holds {newest.name}: "
+                f"{self.how_to_resume}, another folder starts anew"
             )
-        if len(dataset) < 1:
-            raise ValueError(f"{name} holds no {self.item}")
+        return newest
 
     def _measure(self, model: Module) -> None:
         """Lets a model measure the scale of its data, on the same items in all processes."""
@@ -227,7 +243,9 @@ class Trainer(TrainingLoop):
         ema_kwargs: dict | None,
     ) -> None:
         # each process averages what it has of the weights: all draw samples, none waits for another
-        average = copy.deepcopy(model).requires_grad_(False)
+        # what torch.compile gives would rename the parameters: only the training steps run it
+        inner = getattr(model, "_orig_mod", model)
+        average = copy_of(inner).requires_grad_(False)
         if gradient_checkpointing:
             if not hasattr(model, "checkpoint_gradients"):
                 raise ValueError(
@@ -237,23 +255,23 @@ class Trainer(TrainingLoop):
             model.checkpoint_gradients()
         optimizer = make_optimizer(model, learning_rate, adam_kwargs)
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
-        self.unwrapped_model = model
+        self.unwrapped_model = inner
         if self.accelerator.is_fsdp2:
             average = fsdp2_prepare_model(self.accelerator, average)
             if hasattr(average, "sample"):
                 register_fsdp_forward_method(average, "sample")
         # the counters of the average stay on the CPU, where reading them costs nothing
         average = average.to(self.accelerator.device)
-        self.ema = make_average(model, average, ema_kwargs)
+        self.ema = make_average(inner, average, ema_kwargs)
         self.checkpoints.training_state = TrainingState(
-            self.accelerator, model, self.optimizer.optimizer, self.ema, self.config
+            self.accelerator, inner, self.optimizer.optimizer, self.ema, self.config
         )
 
     def save(self, validate: bool = True) -> Path:
         """Writes `checkpoint.STEP`, whole or not at all. All processes must call it.
 
         Args:
-            validate: compute the validation loss first, if there is a validation dataset.
+            validate: compute the validation loss then, if there is a validation dataset.
 
         Raises:
             OSError: if it cannot be written; what was saved before is untouched.
@@ -274,13 +292,3 @@ class Trainer(TrainingLoop):
             ValueError: if its state of the training holds anything but tensors and plain values.
         """
         self.checkpoints.load(self, Path(folder))
-
-
-def _check_trackers(wanted: str | list | None, found: list) -> None:
-    """accelerate ignores trackers whose package is not there."""
-    wanted = wanted if isinstance(wanted, (list, tuple)) else [wanted]
-    names = {name for name in wanted if isinstance(name, str) and name != "all"}
-    missing = names - {str(tracker) for tracker in found}
-    if missing:
-        packages = ", ".join(sorted(missing))
-        raise ValueError(f"log_with: the packages of {packages} are not installed")

@@ -91,15 +91,13 @@ def test_labels_and_completions_that_cannot_be(call, labelled, tmp_path):
         call("sample", "run", "--label", "rose", "--guidance", 0)
     )
     image = labelled / "rose" / "0.jpg"
-    assert "keep_rows must be a multiple of the patch height 4" in failed(
+    assert "--keep-rows must be a multiple of the patch height 4" in failed(
         call("complete", "run", image, "--keep-rows", 3)
     )
     image.write_bytes(b"nothing")
-    assert "0.jpg cannot be read as an image" in failed(
+    assert "0.jpg is a text file, not an image" in failed(
         call("complete", "run", image, "--keep-rows", 4)
     )
     succeeded(call("train", *TINY))
     assert "the run has no labels" in failed(call("sample", "runs/digits", "--label", "3"))
-    assert "guidance_scale other than 1 needs" in failed(
-        call("sample", "runs/digits", "--guidance", 2)
-    )
+    assert "--guidance other than 1 needs" in failed(call("sample", "runs/digits", "--guidance", 2))

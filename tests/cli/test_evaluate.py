@@ -294,7 +294,7 @@ def test_what_cannot_be_evaluated_is_refused_in_one_line(
     monkeypatch.setattr(reports, "bits_per_dim", None)
     for options, message in (
         (("--solver", "rk5"), "solver must be one of"),
-        (("--guidance", 2), "guidance_scale other than 1 needs a model"),
+        (("--guidance", 2), "--guidance other than 1 needs a run"),
         (("--output", "images/a/0.png/report.json"), "0.png"),
     ):
         assert message in failed(

@@ -15,7 +15,7 @@ from autoregressive_diffusion_pytorch.cli import main
     [
         (["train", "nowhere"], "nowhere does not exist"),
         (["train", "digits", "--image-size", "16"], "the digits are grey images of 8 x 8 pixels"),
-        (["train", "digits", "--patch-size", "3"], "patch_size 3 does not divide image_size 8"),
+        (["train", "digits", "--patch-size", "3"], "--patch-size 3 does not divide --image-size 8"),
         (
             ["train", "digits", "--head", "gan"],
             "'gan' is none of diffusion, flow, nor MODULE:CLASS",
@@ -34,10 +34,7 @@ def test_bad_arguments_are_refused_in_one_line(call, tmp_path, arguments, messag
     assert list(tmp_path.iterdir()) == []  # nothing is left behind
 
 
-@pytest.mark.parametrize(
-    "command",
-    [[], ["train"], ["resume"], ["sample"], ["complete"], ["evaluate"], ["tune"], ["export"]],
-)
+@pytest.mark.parametrize("command", [[], *([name] for name in main.commands)])
 def test_help_comes_fast_and_explains_every_option(command):
     code = (
         "import sys; from autoregressive_diffusion_pytorch.cli import main\n"
@@ -100,3 +97,20 @@ def test_two_processes_share_a_run_its_samples_and_its_evaluation(call, tmp_path
     assert json.loads((tmp_path / "one.json").read_text()) == json.loads(
         (tmp_path / "two.json").read_text()
     )
+
+
+def test_every_command_takes_the_best_checkpoint_and_says_so(call, tmp_path):
+    options = ("--hold-out", 0.01, "--checkpoint-every", 1, "--steps", 3)
+    succeeded(call("train", *TINY[:-2], *options, "--keep-last", 3))
+    folders = sorted((tmp_path / "runs/digits/checkpoints").iterdir())
+    for folder, loss in zip(folders, (0.5, 0.1, 0.4), strict=True):
+        manifest = json.loads((folder / "manifest.json").read_text())
+        (folder / "manifest.json").write_text(json.dumps(manifest | dict(validation_loss=loss)))
+    run = "runs/digits"
+    for command in (
+        ("sample", run, "--count", 1),
+        ("evaluate", run, "--features", "none", "--images", 2, "--count", 0),
+        ("export", run, "model"),
+    ):
+        assert "checkpoint.2 (validation loss 0.1000)" in succeeded(call(*command)).stderr
+    assert "checkpoint.3" in succeeded(call("sample", run, "--checkpoint", 3)).stderr

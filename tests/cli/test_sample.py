@@ -121,7 +121,7 @@ def test_guidance_options_reach_the_sampler(call, labelled, drawn):
     assert seen["guidance_interval"] == (0.1, 5)
     assert seen["context_guidance"] == 1.25
     assert seen["temperature"] == 0.9
-    assert "guidance_interval must be two noise levels" in failed(
+    assert "--guidance-interval must be two noise levels" in failed(
         call("sample", "run", "--guidance-interval", 5, 1)
     )
 
@@ -151,3 +151,38 @@ def test_damaged_checkpoints(call):
     assert "no checkpoint of step 7" in failed(
         call("export", "runs/digits", "out", "--checkpoint", 7)
     )
+
+
+def pixels_of(folder):
+    return {path.name: Image.open(path).tobytes() for path in folder.iterdir()}
+
+
+def test_an_image_of_a_seed_can_be_drawn_again_alone(call, tmp_path):
+    succeeded(call("train", *TINY))
+    run = ("sample", "runs/digits", "--steps", 2, "--precision", "no")
+    succeeded(call(*run, "--count", 6, "--files", "six"))
+    succeeded(call(*run, "--count", 3, "--batch-size", 2, "--files", "three"))
+    succeeded(call(*run, "--only", 5, "--only", 1, "--files", "two"))
+    six, three, two = (pixels_of(tmp_path / name) for name in ("six", "three", "two"))
+    assert three.keys() == {"00000.png", "00001.png", "00002.png"}
+    assert two.keys() == {"00005.png", "00001.png"}
+    for some in (three, two):
+        assert some == {name: six[name] for name in some}
+
+
+def test_with_labels_it_is_that_number_of_each_label(call, labelled, tmp_path):
+    run = ("sample", "run", "--steps", 2, "--precision", "no")
+    succeeded(call(*run, "--count", 9, "--files", "all"))
+    succeeded(call(*run, "--only", 2, "--label", "rose", "--files", "one"))
+    # a row per class, three columns
+    assert pixels_of(tmp_path / "one")["00000.png"] == pixels_of(tmp_path / "all")["00005.png"]
+
+
+def test_a_completion_of_a_seed_can_be_drawn_again_alone(call, tmp_path):
+    succeeded(call("train", *TINY))
+    succeeded(call("sample", "runs/digits", "--count", 1, "--files", "image"))
+    options = ("image/00000.png", "--keep-rows", 4, "--steps", 2, "--precision", "no")
+    succeeded(call("complete", "runs/digits", *options, "--count", 3, "--files", "three"))
+    succeeded(call("complete", "runs/digits", *options, "--only", 2, "--files", "one"))
+    three, one = (pixels_of(tmp_path / name) for name in ("three", "one"))
+    assert one == {"00002.png": three["00002.png"]}

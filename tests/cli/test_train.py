@@ -1,6 +1,7 @@
 import json
 import os
 import signal
+import sys
 from itertools import pairwise
 
 import pytest
@@ -69,6 +70,7 @@ def test_trains_on_a_folder(call, flowers, tmp_path):
         augment_horizontal_flip=True,
         cache_in_memory=False,
         skip_damaged=False,
+        max_pixels=500_000_000,
     )
     assert config["classes"] is None
     assert config["model"]["model"]["flow_kwargs"] == dict(num_noise_draws=1)
@@ -185,7 +187,7 @@ def test_the_same_seed_trains_the_same_model(call, tmp_path):
 def test_a_damaged_image_is_named_or_left_out(call, flowers):
     (flowers / "3.jpg").write_bytes(b"nothing")
     sizes = ["--image-size", 8, "--patch-size", 4]
-    assert "3.jpg cannot be read as an image" in failed(
+    assert "3.jpg is a text file, not an image" in failed(
         call("train", flowers, *TINY, *sizes, "--batch-size", 6)
     )
     with pytest.warns(UserWarning, match="1 of 6 image files are left out"):
@@ -296,6 +298,53 @@ def test_a_damaged_image_is_named_by_a_worker_too(call, flowers):
     output = failed(
         call("train", flowers, *TINY, "--image-size", 8, "--patch-size", 4, "--workers", 1)
     )
-    assert "flowers/0.jpg cannot be read as an image" in output
-    assert "--skip-damaged leaves such files out" in output
+    assert "flowers/0.jpg is a text file, not an image" in output
+    assert "leave such files out with: ardiff resume runs/flowers --skip-damaged" in output
     assert "Traceback" not in output
+
+
+def test_a_limit_of_pixels(call, flowers):
+    sizes = ("--image-size", 8, "--patch-size", 4)
+    output = failed(call("train", flowers, *TINY, *sizes, "--max-pixels", 319))
+    assert "has more pixels than the limit of 319" in output
+    succeeded(call("train", flowers, *TINY, *sizes, "--max-pixels", 320, "--run", "run"))
+
+
+def test_images_held_out_are_not_mirrored(call, flowers, monkeypatch):
+    seen = {}
+    init = ImageTrainer.__init__
+
+    def record(trainer, model, **kwargs):
+        seen.update(kwargs)
+        init(trainer, model, **kwargs)
+
+    monkeypatch.setattr(ImageTrainer, "__init__", record)
+    for path in flowers.iterdir():
+        Image.linear_gradient("L").rotate(90).save(path)  # mirrored ones differ
+    sizes = ("--image-size", 8, "--patch-size", 4, "--channels", 1, "--run", "run")
+    succeeded(call("train", flowers, *TINY, *sizes, "--flip", "--hold-out", 0.3))
+    train, held_out = seen["dataset"], seen["validation_dataset"]
+    assert set(train.indices).isdisjoint(held_out.indices)
+    for images, expected in ((held_out, 1), (train, 2)):
+        assert len({tuple(images[i % 2].flatten().tolist()) for i in range(40)}) == expected
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names of files are text elsewhere")
+def test_names_that_are_not_utf8(call, flowers, tmp_path):
+    name, run = os.fsdecode(b"caf\xe9"), os.fsdecode(b"r\xe4n")
+    sizes = ("--image-size", 8, "--patch-size", 4)
+    for folder in (name, "猫"):
+        (tmp_path / name / folder).mkdir(parents=True)
+        Image.new("RGB", (20, 16)).save(tmp_path / name / folder / "0.png")
+    result = succeeded(call("train", name, *TINY, *sizes, "--labels"))
+    assert result.stdout == "runs/caf\\xe9/samples/results.2.png\n"
+    succeeded(call("train", name, *TINY, *sizes, "--labels", "--run", run))
+    assert list((tmp_path / run / "logs" / "training").iterdir())
+    result = succeeded(call("resume", run, "--steps", 3))
+    assert os.fsdecode(result.stdout_bytes) == f"{run}/samples/results.3.png\n"
+    succeeded(call("sample", run, "--label", name, "--count", 1, "--steps", 1))
+    succeeded(call("export", run, "model"))
+    card = (tmp_path / "model" / "README.md").read_text()
+    assert r"# r\xe4n: flow" in card
+    assert r"| images | caf\xe9 |" in card
+    assert r"| labels | caf\xe9, 猫 |" in card

@@ -160,9 +160,7 @@ def test_images_to_tune_by(call, folder, found, tmp_path):
     _, seen = found
     succeeded(call("train", folder, *TINY, "--image-size", 8, "--patch-size", 4, "--run", "run"))
     result = succeeded(call("tune", "run"))
-    assert result.stderr.strip().endswith(
-        "no image was held out: compared with those that the run was trained on"
-    )
+    assert "compared with those that the run was trained on" in result.stderr
     assert json.loads((tmp_path / "run/evaluation/tune.2.json").read_text())["source"] == str(
         folder
     )

@@ -1,8 +1,11 @@
+import random
+
+import numpy as np
 import pytest
 import torch
 from PIL import Image
-from small_trainings import SIZES, Constant, make_trainer, names, small_model
-from torch.utils.data import TensorDataset
+from small_trainings import SIZES, Augmented, Constant, make_trainer, names, small_model
+from torch.utils.data import DataLoader, TensorDataset
 
 from autoregressive_diffusion_pytorch import (
     ImageAutoregressiveDiffusion,
@@ -10,6 +13,7 @@ from autoregressive_diffusion_pytorch import (
     ImageDataset,
 )
 from autoregressive_diffusion_pytorch.training import image_trainer
+from autoregressive_diffusion_pytorch.utils.rng import seed_process
 
 
 @pytest.mark.parametrize("model_class", [ImageAutoregressiveDiffusion, ImageAutoregressiveFlow])
@@ -84,10 +88,20 @@ def test_grids_are_drawn_in_the_precision_of_the_training(
 def test_a_dataset_of_other_things_than_images(tmp_path):
     with pytest.raises(TypeError, match=r"dataset must give images .* got an item of type str"):
         make_trainer(tmp_path / "a", Constant(), ["image"] * 8)()
-    with pytest.raises(
-        TypeError, match="must have a length and give items by their index, got a Endless"
+    images = torch.rand(8, 1, 4, 4)
+    for i, (dataset, message) in enumerate(
+        (
+            (Endless(), "got a Endless"),
+            (DataLoader(images), "got a DataLoader: give its dataset"),
+            (dict(train=images), "got a dict with the keys 'train'"),
+            ("photos", "got a str: ImageDataset reads"),
+        )
     ):
-        make_trainer(tmp_path / "b", Constant(), Endless())
+        expected = f"dataset must have a length and give items by their index, {message}"
+        with pytest.raises(TypeError, match=expected):
+            make_trainer(tmp_path / f"b{i}", Constant(), dataset)
+        with pytest.raises(TypeError, match=f"validation_{expected}"):
+            make_trainer(tmp_path / f"v{i}", Constant(), images, validation_dataset=dataset)
     with pytest.raises(
         ValueError,
         match="labels are given to a model without classes: num_classes makes one with them",
@@ -309,11 +323,103 @@ def test_looking_at_the_dataset_for_the_grids_draws_no_random_numbers(tmp_path):
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_a_failing_grid_loses_no_checkpoint(tmp_path):
-    class Speechless(Constant):
+def test_a_failing_grid_costs_that_grid_alone(tmp_path, caplog):
+    class Faltering(Constant):
         def sample(self, batch_size, generator):
-            raise RuntimeError("out of memory")
+            if trainer.step == 2:
+                raise RuntimeError("out of memory")
+            return super().sample(batch_size, generator)
 
-    with pytest.raises(RuntimeError, match="out of memory"):
-        make_trainer(tmp_path, Speechless())()
+    trainer = make_trainer(tmp_path, Faltering(), save_results_every=1)
+    trainer()
     assert names(tmp_path / "checkpoints") == ["checkpoint.4"]
+    assert names(tmp_path / "results") == [f"results.{step}.png" for step in (1, 3, 4)]
+    assert [record.getMessage() for record in caplog.records] == [
+        "the grid of step 2 failed, the training goes on without: RuntimeError: out of memory"
+    ]
+
+
+def test_a_grid_that_cannot_be_written_costs_that_grid_alone(tmp_path, caplog, monkeypatch):
+    def fail(*args):
+        raise OSError(28, "No space left on device")
+
+    trainer = make_trainer(tmp_path, Constant())
+    monkeypatch.setattr(image_trainer, "save_image_grid", fail)
+    trainer()
+    assert names(tmp_path / "checkpoints") == ["checkpoint.4"]
+    assert "the grid of step 4 failed, the training goes on without: [Errno 28]" in caplog.text
+    with pytest.raises(OSError, match="No space left"):
+        trainer.save_results()
+    # and it is made up for
+    monkeypatch.undo()
+    make_trainer(tmp_path, Constant(), resume=True)()
+    assert names(tmp_path / "results") == ["results.4.png"]
+
+
+@pytest.mark.parametrize(
+    ("sample_kwargs", "error", "message"),
+    [
+        (dict(num_step=4), TypeError, "an unexpected argument 'num_step': did you mean 'num_step"),
+        (dict(num_steps=0), ValueError, "num_steps must be"),
+        (dict(solver="eulr"), ValueError, "solver must be one of"),
+        (dict(guidance_scale=2.0), ValueError, "guidance_scale other than 1 needs a model"),
+        (dict(labels=[0]), ValueError, "labels are given to a model without classes"),
+    ],
+)
+def test_arguments_of_the_grids_are_tried_at_the_start(tmp_path, sample_kwargs, error, message):
+    with pytest.raises(error, match=f"sample_kwargs do not fit the model: .*{message}"):
+        make_trainer(tmp_path, sample_kwargs=sample_kwargs)
+
+
+class Silent(torch.nn.Linear):
+    def __init__(self):
+        super().__init__(1, 1)
+
+    def forward(self, images):
+        return self.weight.sum()
+
+
+def test_a_model_that_draws_nothing_is_refused_at_the_start(tmp_path):
+    with pytest.raises(TypeError, match=r"model must have sample\(batch_size=…, generator=…\)"):
+        make_trainer(tmp_path, Silent())
+    with pytest.raises(
+        TypeError, match=r"sample_kwargs do not fit .*unexpected keyword argument 'temperature'"
+    ):
+        make_trainer(tmp_path, Constant(), sample_kwargs=dict(temperature=1.0))
+
+
+@pytest.mark.parametrize(
+    ("validation", "message"),
+    [
+        (torch.rand(4, 1, 5, 5), r"validation_dataset does not fit the model: images must be of"),
+        (torch.rand(4, 3, 4, 4), r"validation_dataset does not fit the model: images must be of"),
+        (torch.rand(4, 1, 4, 4), r"validation_dataset does not fit the model: labels are missing"),
+        (
+            [(torch.rand(1, 4, 4), 5)],
+            r"validation_dataset does not fit .* labels must be from 0 to",
+        ),
+    ],
+)
+def test_images_to_validate_on_are_tried_at_the_start(tmp_path, validation, message):
+    labelled = TensorDataset(torch.rand(8, 1, 4, 4), torch.arange(8) % 3)
+    model = small_model(num_classes=3)
+    with pytest.raises(ValueError, match=message):
+        make_trainer(tmp_path, model, labelled, validation_dataset=validation)
+
+
+@pytest.mark.parametrize("name", ["checkpoints_folder", "results_folder", "logs_folder"])
+def test_folders_are_tried_at_the_start(tmp_path, name):
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match=rf"{name} .*file/x cannot be written: .*file is a file"):
+        make_trainer(tmp_path / "run", Constant(), **{name: tmp_path / "file" / "x"})
+
+
+def test_trying_changes_no_random_number(tmp_path):
+    model, dataset = small_model(num_classes=3), Augmented()
+    drawn = []
+    for make in (False, True):
+        seed_process(7, rank=0)
+        if make:
+            make_trainer(tmp_path, model, dataset, validation_dataset=dataset)
+        drawn.append((torch.rand(()).item(), random.random(), np.random.rand()))
+    assert drawn[0] == drawn[1]

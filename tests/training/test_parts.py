@@ -1,11 +1,17 @@
 import resource
 import signal
+from types import SimpleNamespace
 
 import pytest
 import torch
 from small_trainings import Augmented, Constant, events, make_trainer, names, stop_after
 
-from autoregressive_diffusion_pytorch.training.checkpoints import best_checkpoint
+from autoregressive_diffusion_pytorch.training.checkpoints import (
+    add_facts,
+    best_checkpoint,
+    check_checkpoint,
+    validation_loss,
+)
 from autoregressive_diffusion_pytorch.training.loop import TrainingStopped
 
 
@@ -16,6 +22,7 @@ def test_a_stop_at_a_checkpoint_is_made_up_for(tmp_path):
         def forward(self, images):
             return self.mean.sum() if self.training else self.mean.new_tensor(abs(steps.step - 4.0))
 
+    steps = SimpleNamespace(step=0)  # before there is a trainer
     settings = dict(num_train_steps=10, checkpoint_every=2, save_results_every=2, keep_last=1)
     settings |= dict(validation_dataset=torch.rand(3, 1, 4, 4))
     for run in ("whole", "parts"):
@@ -69,8 +76,9 @@ def test_the_last_and_the_best_are_kept(tmp_path):
         def forward(self, images):
             if self.training:
                 return self.mean.sum()
-            return trainer.unwrapped_model.mean.new_tensor(abs(trainer.step - 3.0))
+            return self.mean.new_tensor(abs(trainer.step - 3.0))
 
+    trainer = SimpleNamespace(step=0)  # before there is one
     settings = dict(
         num_train_steps=8, checkpoint_every=1, validation_dataset=torch.rand(3, 1, 4, 4)
     )
@@ -107,3 +115,98 @@ def test_validation_has_the_same_noise_each_time_and_leaves_the_training_alone(t
         trainer.ema.ema_model.train(mode)
         trainer.validate()
         assert all(module.training == mode for module in trainer.ema.ema_model.modules())
+
+
+class Lost(torch.utils.data.Dataset):
+    """Held-out images of which a file gets lost after the start."""
+
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, index):
+        if index == 3:
+            raise OSError("the file 3.jpg is gone")
+        return torch.rand(1, 4, 4)
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_failing_validation_costs_that_loss_alone(tmp_path, caplog, num_workers):
+    settings = dict(checkpoint_every=2, dataloader_kwargs=dict(num_workers=num_workers))
+    trainer = make_trainer(tmp_path, Constant(), validation_dataset=Lost(), **settings)
+    trainer()
+    for step in (2, 4):
+        assert validation_loss(tmp_path / "checkpoints" / f"checkpoint.{step}") is None
+    assert [record.getMessage() for record in caplog.records] == [
+        f"the validation of step {step} failed, the training goes on without: "
+        f"{'' if num_workers == 0 else 'OSError: '}the file 3.jpg is gone"
+        for step in (2, 4)
+    ]
+    assert names(tmp_path / "results") == ["results.4.png"]
+    with pytest.raises(OSError, match=r"the file 3\.jpg is gone"):
+        trainer.validate()
+    # a run that goes on makes up for it
+    settings |= dict(validation_dataset=torch.rand(3, 1, 4, 4), num_train_steps=6, resume=True)
+    resumed = make_trainer(tmp_path, Constant(), **settings)
+    resumed()
+    losses = {
+        step: validation_loss(tmp_path / "checkpoints" / f"checkpoint.{step}") for step in (4, 6)
+    }
+    assert None not in losses.values()
+    assert resumed.validation.best_loss == min(losses.values())
+
+
+def test_the_training_is_saved_before_it_is_validated_and_drawn(tmp_path):
+    events = []
+
+    class Telling(Constant):
+        def forward(self, images):
+            if not self.training and started:
+                events.append("validated")
+            return super().forward(images)
+
+        def sample(self, batch_size, generator):
+            events.append("drawn")
+            return super().sample(batch_size, generator)
+
+    started = []
+    settings = dict(num_train_steps=1, validation_dataset=torch.rand(2, 1, 4, 4))
+    trainer = make_trainer(tmp_path, Telling(), log_every=9, **settings)
+    started.append(True)
+    validate = trainer.validation.compute
+
+    def compute(trainer):
+        check_checkpoint(trainer.checkpoints.path(1))
+        return validate(trainer)
+
+    trainer.validation.compute = compute
+    trainer.log._utilization_by_speed = 0.0  # which would call the model
+    trainer()
+    assert events == ["validated", "drawn"]
+    check_checkpoint(trainer.checkpoint)
+    assert validation_loss(trainer.checkpoint) == trainer.validation.loss
+
+
+def test_a_run_killed_before_its_last_validation_makes_up_for_it(tmp_path):
+    images = torch.rand(3, 1, 4, 4)
+    make_trainer(tmp_path, Constant(), validation_dataset=images, num_train_steps=3)()
+    checkpoint = tmp_path / "checkpoints" / "checkpoint.3"
+    loss = validation_loss(checkpoint)
+    add_facts(checkpoint, validation_loss=None)
+    (tmp_path / "results" / "results.3.png").unlink()
+    settings = dict(validation_dataset=images, num_train_steps=3, resume=True)
+    make_trainer(tmp_path, Constant(), **settings)()
+    assert validation_loss(checkpoint) == loss
+    check_checkpoint(checkpoint)
+    assert names(tmp_path / "results") == ["results.3.png"]
+
+
+def test_a_log_that_cannot_be_written_ends_no_training(tmp_path, caplog):
+    trainer = make_trainer(tmp_path, Constant())
+
+    def fail(*args, **kwargs):
+        raise OSError("No space left on device")
+
+    trainer.accelerator.log = fail
+    trainer()
+    assert names(tmp_path / "checkpoints") == ["checkpoint.4"]
+    assert "step 4 is not logged: No space left on device" in caplog.text

@@ -15,6 +15,8 @@ def on_cpu(monkeypatch):
 
 
 TRAINING = """
+    import io
+    import logging
     import os
     import signal
 
@@ -68,6 +70,7 @@ TRAINING = """
     def fail(*args):
         raise OSError("No space left on device")
 
+    fsync = checkpoints.os.fsync
     checkpoints.os.fsync = fail  # only the main process writes
     try:
         parts.save()
@@ -75,6 +78,35 @@ TRAINING = """
     except OSError as error:
         message = "could not be written, what was saved before is untouched: No space left"
         assert message in str(error)
+
+    # what fails in one process is told, and the other does not wait
+    class Lost(torch.utils.data.Dataset):
+        def __len__(self):
+            return 5
+
+        def __getitem__(self, index):
+            if index == 3:
+                raise OSError("the file is gone")
+            return images(1)[0]
+
+    checkpoints.os.fsync = fsync
+    model = ImageAutoregressiveFlow(**SMALL)
+    failing = trainer_in("failing", model, num_train_steps=2, validation_dataset=Lost())
+    sample = failing.ema.ema_model.sample
+
+    def sample_or_fail(**kwargs):
+        if rank == 1:
+            raise RuntimeError("out of memory")
+        return sample(**kwargs)
+
+    failing.ema.ema_model.sample = sample_or_fail
+    logger = logging.getLogger("autoregressive_diffusion_pytorch")
+    logger.addHandler(handler := logging.StreamHandler(told := io.StringIO()))
+    failing()
+    logger.removeHandler(handler)
+    lines = [line.split(", the training")[0] for line in told.getvalue().splitlines()]
+    expected = ["the validation of step 2 failed", "the grid of step 2 failed"]
+    assert lines == (expected if rank == 0 else []), lines
     torch.save(found, f"{rank}.pt")
 """
 
@@ -99,13 +131,14 @@ def test_training_and_sampling(tmp_path, on_cpu):
     assert first["validation"] == second["validation"]
     for name, weight in first["weights"].items():
         assert torch.equal(weight, second["weights"][name])
-    assert names(tmp_path / "parts" / "checkpoints") == [
+    assert names(tmp_path / "parts" / "checkpoints")[-3:] == [
         "checkpoint.3",
         "checkpoint.4",
         "checkpoint.6",
     ]
     assert names(tmp_path / "parts" / "results") == ["results.6.png"]
     check_checkpoint(tmp_path / "parts" / "checkpoints" / "checkpoint.6")
+    check_checkpoint(tmp_path / "failing" / "checkpoints" / "checkpoint.2")
 
     model = ImageAutoregressiveFlow.from_pretrained(
         tmp_path / "whole" / "checkpoints" / "checkpoint.6"
