@@ -59,6 +59,7 @@ def short_training(tmp_path, monkeypatch):
     return images
 
 
+@pytest.mark.filterwarnings("default:images must have values")  # upstream's noise for images
 @pytest.mark.parametrize("code", list(snippets()))
 def test_a_snippet_runs(code, short_training):
     exec(compile(code.replace("/path/to/your/images", str(short_training)), "snippet", "exec"), {})

@@ -184,3 +184,15 @@ def test_source_archive_holds_what_it_takes_to_build_and_test(distributions):
     needed |= {"tests/conftest.py", "tests/heads/test_head.py", "examples/gaussian_head.py"}
     assert needed | {"images/digits.png", "docs/index.md"} <= files
     assert not any(name.startswith(("benchmarks", ".")) or "__pycache__" in name for name in files)
+
+
+def test_models_are_imported_in_silence():
+    code = (
+        "import torch; from autoregressive_diffusion_pytorch import AutoregressiveFlow; "
+        "model = AutoregressiveFlow(8, dim_input=1, max_seq_len=2, depth=1, heads=1, dim_head=8); "
+        "model.log_prob(torch.randn(1, 2, 1), solver='euler', num_steps=1)"
+    )
+    run = subprocess.run(
+        [sys.executable, "-W", "error::FutureWarning", "-c", code], capture_output=True, text=True
+    )
+    assert (run.returncode, run.stdout, run.stderr) == (0, "", "")

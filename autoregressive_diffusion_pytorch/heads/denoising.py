@@ -14,9 +14,10 @@ from math import nan
 from typing import Any, ClassVar, NamedTuple
 
 import torch
-from torch import Generator, Tensor
+from torch import Tensor
 
 from ..utils.modes import evaluating
+from ..utils.rng import Generators
 from ..utils.validation import check_above_zero, check_choice, check_positive_int
 from .guidance import Guidance
 from .head import Head
@@ -230,7 +231,7 @@ class DenoisingHead(Head):
         num_steps: int | None = None,
         solver: str | None = None,
         temperature: float = 1.0,
-        generator: Generator | None = None,
+        generator: Generators = None,
         compile: bool = False,
     ) -> Tensor:
         """Draws one token per condition: (… dim) -> (… d).
@@ -244,7 +245,8 @@ class DenoisingHead(Head):
             solver: name of the solver; by default the head's.
             temperature: factor on all noise, at least 0: it multiplies the std of a Gaussian.
                 1 changes nothing, 0 is deterministic.
-            generator: source of randomness, on any device; by default torch's global one.
+            generator: source of randomness, on any device, or a list of them, one per entry of the
+                first axis of z; by default torch's global one.
             compile: compile the loop over the steps with `torch.compile` (on CUDA: one captured
                 graph), where that is possible.
 
@@ -298,7 +300,7 @@ class DenoisingHead(Head):
 
         It is that of the ordinary differential equation which a sampler without churn, clamping,
         guidance and temperature solves; a sampler of few steps only comes near it. It is computed
-        without gradients, in single precision or the tokens', whichever is higher.
+        without gradients, in the highest precision of tokens and z, at least a single one.
 
         Args:
             tokens: finite numbers (… d).
@@ -321,7 +323,8 @@ class DenoisingHead(Head):
                 raise ValueError(f"{name} must be finite, got some that are not")
         if tokens.numel() == 0:
             return tokens.new_zeros(tokens.shape[:-1])
-        tokens = tokens.to(torch.promote_types(tokens.dtype, torch.float32))
+        dtype = torch.promote_types(tokens.dtype, z.dtype)
+        tokens = tokens.to(torch.promote_types(dtype, torch.float32))
         size = solver.samples_at_a_time(tokens.shape[-1])
         parts = (given.reshape(-1, given.shape[-1]).split(size) for given in (tokens, z))
         with evaluating(list(self.modules())):

@@ -13,6 +13,7 @@ from typing import Any
 from torch import Generator, Tensor
 from torch.nn import Module
 
+from ..utils.rng import Generators
 from . import HEADS
 from .guidance import Guidance
 
@@ -49,9 +50,12 @@ class Head(Module, ABC):
         *,
         guidance: Sequence[Guidance] = (),
         temperature: float = 1.0,
-        generator: Generator | None = None,
+        generator: Generators = None,
     ) -> Tensor:
-        """Draws one token per condition: (… dim) -> (… d). A subclass may take further options."""
+        """Draws one token per condition: (… dim) -> (… d). A subclass may take further options.
+
+        `generator` may be a list, one per entry of the first axis: `utils.rng.randn` takes both.
+        """
 
     def log_prob(self, tokens: Tensor, z: Tensor, *, generator: Generator | None = None) -> Tensor:
         """The log-density of each token in nats: (… d), (… dim) -> (…)."""
@@ -108,8 +112,16 @@ class Head(Module, ABC):
 
     @property
     def config(self) -> dict[str, Any]:
-        """The constructor's own arguments as they are now."""
-        return {name: getattr(self, name) for name in self.argument_names()}
+        """The constructor's own arguments as they are now.
+
+        Raises:
+            ValueError: the class does not keep one of them as an attribute.
+        """
+        names = self.argument_names()
+        for name in names:
+            if not hasattr(self, name):
+                raise ValueError(f"{type(self).__name__} must keep {name} as an attribute")
+        return {name: getattr(self, name) for name in names}
 
 
 def head_class(head: str | type[Head]) -> type[Head]:

@@ -15,7 +15,8 @@ from itertools import count
 import torch
 from torch import Generator, Tensor
 
-from ..utils.validation import check_above_zero, check_choice, check_positive_int
+from ..utils.modes import without_jit_warnings
+from ..utils.validation import check_above_zero, check_choice, check_generator, check_positive_int
 
 ADAPTIVE_SOLVERS = ("dopri5", "bosh3", "adaptive_heun", "dopri8")
 FIXED_STEP_SOLVERS = ("rk4", "midpoint", "heun2", "euler")
@@ -24,6 +25,7 @@ EXACT_WIDTH = 16  # up to this width "auto" is the exact divergence
 
 JVP_CHUNK = 2**13  # derivatives at once, in numbers per unit of the network's width
 MAX_NFE = 5000  # of an adaptive solver: some fifty times what a trained network takes
+MAX_NFE_DOUBLE = 10 * MAX_NFE  # in double precision, for tolerances that a single one cannot reach
 
 Field = Callable[[Tensor, Tensor], Tensor]
 
@@ -79,6 +81,7 @@ class DensitySolver:
         check_choice("divergence", self.divergence, DIVERGENCES)
         check_positive_int(num_steps=self.num_steps, num_probes=self.num_probes)
         check_above_zero(rtol=self.rtol, atol=self.atol)
+        check_generator(self.generator)
 
     def is_exact(self, width: int) -> bool:
         """Whether the divergence of tokens of this width is the exact one."""
@@ -116,10 +119,11 @@ class DensitySolver:
         """The log-density (…) in nats of samples (… d) in single precision or a higher one."""
         odeint = _odeint()
         probes, evaluations = self.probes(samples), count()
+        most = MAX_NFE_DOUBLE if samples.dtype == torch.float64 else MAX_NFE
 
         def change(time: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-            if self.solver in ADAPTIVE_SOLVERS and next(evaluations) == MAX_NFE:
-                raise self._no_end()
+            if self.solver in ADAPTIVE_SOLVERS and next(evaluations) == most:
+                raise self._no_end(most)
             return divergence(lambda x: flow.velocity(x, time), state[0], probes)
 
         x = flow.scale * samples
@@ -135,12 +139,12 @@ class DensitySolver:
             options = dict(step_t=times[1:], dtype=times.dtype, norm=_largest_error)
             kwargs = dict(rtol=self.rtol, atol=self.atol, options=options)
         try:
-            ends, changes = odeint(
-                change, (x, x.new_zeros(x.shape[:-1])), times, method=self.solver, **kwargs
-            )
+            with without_jit_warnings():  # of torch, at the first derivative
+                state = (x, x.new_zeros(x.shape[:-1]))
+                ends, changes = odeint(change, state, times, method=self.solver, **kwargs)
         except AssertionError as error:
             if "underflow" in str(error):  # the steps do
-                raise self._no_end() from error
+                raise self._no_end(most) from error
             raise
         width = x.shape[-1]
         noise = ends[-1] / flow.noise_std
@@ -148,9 +152,9 @@ class DensitySolver:
         log_noise = -0.5 * noise.square().sum(dim=-1) - log_normalizer
         return log_noise + changes[-1] + width * math.log(flow.scale)
 
-    def _no_end(self) -> FloatingPointError:
+    def _no_end(self, most: int) -> FloatingPointError:
         return FloatingPointError(
-            f"solver {self.solver!r} needs too short steps, or more than {MAX_NFE} evaluations, "
+            f"solver {self.solver!r} needs too short steps, or more than {most} evaluations, "
             "for "
             f"rtol={self.rtol:g} and atol={self.atol:g}: take higher tolerances or a solver of "
             "fixed "

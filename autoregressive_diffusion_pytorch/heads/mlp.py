@@ -19,8 +19,8 @@ class SinusoidalEmbedding(Module):
     """Sines and cosines of a time at geometrically spaced frequencies: (…) -> (… dim).
 
     The frequencies are those of the usual embedding of 1,000 discrete timesteps, for times of
-    order 1. They are computed anew in single precision: a buffer would be rounded with the weights,
-    and an angle of 1,000 rounded to bfloat16 is noise.
+    order 1. They are computed anew in the precision of the times: a buffer would be rounded with
+    the weights, and an angle of 1,000 rounded to bfloat16 is noise.
     """
 
     def __init__(self, dim: int):
@@ -28,10 +28,8 @@ class SinusoidalEmbedding(Module):
         self.half = dim // 2
 
     def forward(self, times: Tensor) -> Tensor:
-        steps = torch.arange(self.half, device=times.device, dtype=torch.float32)
-        angles = times.float().unsqueeze(-1) * (
-            1000 * torch.exp(-math.log(10_000) * (steps / self.half))
-        )
+        steps = torch.arange(self.half, device=times.device, dtype=times.dtype)
+        angles = times.unsqueeze(-1) * (1000 * torch.exp(-math.log(10_000) * (steps / self.half)))
         return torch.cat((angles.cos(), angles.sin()), dim=-1)
 
 
@@ -115,6 +113,8 @@ class MLP(Module):
 
     def modulate_time(self, times: Tensor) -> Tensor:
         """The part of the modulation by `times` (…): (… modulations width)."""
+        # rounded first: not every device has double precision
+        times = times.to(torch.promote_types(self.dtype, torch.float32))
         features = self.time_features(times.to(self.proj_in.weight.device)).to(self.dtype)
         return self.time_modulation(features).unflatten(-1, (self.NUM_MODULATIONS, -1))
 

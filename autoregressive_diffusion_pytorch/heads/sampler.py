@@ -7,9 +7,10 @@ from functools import partial
 from math import inf
 
 import torch
-from torch import Generator, Tensor
+from torch import Tensor
 
 from ..utils.modes import compiled, evaluating
+from ..utils.rng import Generators, randn
 from .guidance import Guidance, check_guidance_interval, check_guidance_scale, guide
 from .head import Head
 from .solvers import SOLVERS, Noise, karras_schedule
@@ -31,7 +32,7 @@ class Sampler:
         solver: str,
         *,
         temperature: float = 1.0,
-        generator: Generator | None = None,
+        generator: Generators = None,
         compile: bool = False,
     ):
         if not 0 <= temperature < inf:
@@ -57,12 +58,10 @@ class Sampler:
     def __call__(self, z: Tensor, guidance: Sequence[Guidance] = ()) -> Tensor:
         guidance = [Guidance(*entry) for entry in guidance]
         dtype = torch.promote_types(z.dtype, torch.float32)
-        device = z.device if self.generator is None else self.generator.device
         shape = (*z.shape[:-1], self.head.dim_token)
 
         def noise() -> Tensor:
-            drawn = torch.randn(shape, generator=self.generator, device=device, dtype=dtype)
-            return self.temperature * drawn.to(z.device)
+            return self.temperature * randn(shape, self.generator, z.device, dtype)
 
         scales = [_scale(entry, z, dtype) for entry in guidance]
         intervals = [check_guidance_interval(entry.interval) for entry in guidance]
@@ -95,7 +94,7 @@ class Sampler:
 
     def _time_modulation(self, sigma: float) -> Tensor:
         if sigma not in self.time_modulations:
-            time = torch.tensor(self.head.network_time(sigma), dtype=torch.float32)
+            time = torch.tensor(self.head.network_time(sigma), dtype=torch.float64)
             self.time_modulations[sigma] = self.head.net.modulate_time(time)
         return self.time_modulations[sigma]
 
@@ -128,7 +127,7 @@ class Sampler:
 
         on_cuda = self.head.net.proj_in.weight.device.type == "cuda"
         mode = "reduce-overhead" if on_cuda else None
-        return compiled(draw, fullgraph=True, dynamic=False, mode=mode)
+        return compiled(draw, self.head, fullgraph=True, dynamic=False, mode=mode)
 
 
 def _scale(guidance: Guidance, z: Tensor, dtype: torch.dtype) -> Tensor:

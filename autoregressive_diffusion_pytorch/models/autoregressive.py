@@ -129,16 +129,9 @@ class Autoregressive(Module, Pretrained):
         head = dict(head=head_name(type(self.head))) if self.preset is None else {}
         return head | {self.head_argument(): self.head.config}
 
-    @property
-    def config(self) -> dict[str, Any]:
-        config = super().config
-        if self.preset is not None:  # the class itself says which head
-            del config["head_kwargs"]
-        return config
-
     @classmethod
-    def _from_pretrained(cls, **kwargs):
-        return super()._from_pretrained(**without_sampling_of_1_0(kwargs, cls.head_argument()))
+    def _upgraded(cls, arguments: dict[str, Any]) -> dict[str, Any]:
+        return without_sampling_of_1_0(arguments, cls.head_argument())
 
     def measure(self, seq: Tensor, *, lens=None, mask: Tensor | None = None, **_) -> None:
         """Lets the head measure the scale of tokens on sequences, given as in `forward`."""
@@ -274,7 +267,7 @@ class Autoregressive(Module, Pretrained):
     @with_sampling_options
     def sample(
         self,
-        batch_size: int = 1,
+        batch_size: int | None = None,
         prompt: Tensor | None = None,
         *,
         seq_len: int | None = None,
@@ -284,9 +277,10 @@ class Autoregressive(Module, Pretrained):
         """Draws sequences, one token after the other.
 
         Args:
-            batch_size: how many sequences. Where m prompts, labels or vectors are given, a multiple
-                of m: each serves as many sequences, one after the other, that share the work of
-                reading it. A single one serves all.
+            batch_size: how many sequences; by default as many as there are prompts, labels, vectors
+                or guidance scales. Where m prompts, labels or vectors are given, a multiple of m:
+                each serves as many sequences, one after the other, that share the work of reading
+                it. A single one serves all.
             prompt: first tokens (m n d), n at most `seq_len`: they come back untouched, at the
                 start of the result.
             seq_len: tokens to draw, with the prompt; by default `max_seq_len`.
@@ -311,7 +305,7 @@ class Autoregressive(Module, Pretrained):
     @with_sampling_options
     def stream(
         self,
-        batch_size: int = 1,
+        batch_size: int | None = None,
         prompt: Tensor | None = None,
         *,
         seq_len: int | None = None,

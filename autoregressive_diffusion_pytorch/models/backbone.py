@@ -12,12 +12,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn import Module
-from x_transformers import Decoder
-from x_transformers.x_transformers import Attention, FeedForward
 
-from ..utils.modes import checkpoint_gradients
+from ..utils.modes import checkpoint_gradients, without_jit_warnings
 from ..utils.validation import check_positive_int
 from .positions import AxialPositions
+
+with without_jit_warnings():
+    from x_transformers import Decoder
+    from x_transformers.x_transformers import Attention, FeedForward
 
 # arguments of the Decoder, and those of the models that set them
 RESERVED_DECODER_KWARGS = {
@@ -117,6 +119,9 @@ class Backbone(Module):
             cross_attend=cross_attend,
             **decoder_kwargs,
         )
+        if num_heads == 1 and decoder_kwargs.get("attn_value_dim_head", dim_head) != dim:
+            # x-transformers leaves the projection of a single head's values to `dim` out
+            arguments.setdefault("attn_project_out", True)
         if cross_attend:
             # a window is for the tokens: x-transformers would lay it over the memory too
             arguments.setdefault("cross_attn_max_attend_past", None)

@@ -15,7 +15,8 @@ from torch import Tensor
 from torch.nn import Module
 
 from ..heads.guidance import Guidance, check_context_guidance
-from ..utils.modes import compiled, inference
+from ..utils.modes import compiled, inference, share_failures
+from ..utils.rng import check_generators
 from ..utils.validation import check_choice, check_positive_int
 from .backbone import BackboneState
 from .settings import GuidanceSchedule
@@ -33,7 +34,7 @@ class Generation:
     def __init__(
         self,
         model: Module,
-        batch_size: int,
+        batch_size: int | None,
         prompt: Tensor | None,
         seq_len: int | None,
         options: dict[str, Any],
@@ -41,7 +42,7 @@ class Generation:
         options = model.generation.with_given(options, model.head)
         self.model = model = in_precision(model, options.pop("precision", "no"))
         self.seq_len = model.max_seq_len if seq_len is None else seq_len
-        check_positive_int(batch_size=batch_size, seq_len=self.seq_len)
+        check_positive_int(seq_len=self.seq_len)
         if self.seq_len > model.max_seq_len:
             raise ValueError(
                 f"seq_len must be at most max_seq_len = {model.max_seq_len}, got {seq_len}"
@@ -62,12 +63,13 @@ class Generation:
         if not (self.cfg.is_unconditional and all(v is None for v in given.values())):
             self.conditions = model.conditioning.check(**given)
         self._check_batch(batch_size)
+        check_generators(options.get("generator"), self.batch_size)
 
         self.step = model.backbone.step
         known = model.head.sampling_options()
         if options.pop("compile", False):
             # the cache grows from step to step: one program for all lengths
-            self.step = compiled(self.step, dynamic=True)
+            self.step = compiled(self.step, model.backbone, dynamic=True)
             options |= dict(compile=True) if "compile" in known else {}
         for name in options:
             check_choice(f"an option of {type(model.head).__name__}", name, known)
@@ -87,13 +89,14 @@ class Generation:
             if conditioning.cond_drop_prob == 0:
                 raise ValueError(f"{needed} that is trained with a cond_drop_prob above 0")
 
-    def _check_batch(self, batch_size: int) -> None:
+    def _check_batch(self, batch_size: int | None) -> None:
         """`num_prompts` different prompts and conditions serve `batch_size` sequences evenly."""
         given = dict(prompt=self.prompt, **self.conditions)
         self.num_prompts = count = max(map(len, given.values()))
         scales = self.cfg.scale.numel()
-        if batch_size == 1:
+        if batch_size is None:
             batch_size = scales if scales % count == 0 else count
+        check_positive_int(batch_size=batch_size)
         self.batch_size = batch_size
         for name, tensor in given.items():
             if len(tensor) not in (1, count):
@@ -172,7 +175,10 @@ def in_precision(model: Module, precision: str) -> Module:
     check_choice("precision", precision, PRECISIONS)
     if precision == "no" or model.proj_in.weight.dtype == torch.bfloat16:
         return model
-    return copy.deepcopy(model).bfloat16()
+    rounded = copy.deepcopy(model).bfloat16()
+    for part in ("backbone", "head"):
+        share_failures(getattr(model, part), getattr(rounded, part))
+    return rounded
 
 
 def repeated(tensor: Tensor, batch_size: int) -> Tensor:

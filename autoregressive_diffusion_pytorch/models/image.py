@@ -11,7 +11,7 @@ from torch import Generator, Tensor
 from torch.nn import Module
 
 from ..heads.head import Head
-from ..utils.validation import as_tensor, check_positive_int, check_share
+from ..utils.validation import as_tensor, check_generator, check_positive_int, check_share
 from .autoregressive import Autoregressive
 from .hub import Pretrained, without_sampling_of_1_0
 from .settings import GenerationSettings, with_sampling_options
@@ -44,6 +44,7 @@ class ImageAutoregressive(Module, Pretrained):
     """
 
     model_class: type[Autoregressive] = Autoregressive  # of the sequence model
+    _has_seen_images = False  # whose range was checked
 
     def __init__(
         self,
@@ -119,14 +120,23 @@ class ImageAutoregressive(Module, Pretrained):
         return dict(model={name: config[name] for name in config if name not in derived})
 
     @classmethod
-    def _from_pretrained(cls, *, model: dict, **kwargs):
-        model = without_sampling_of_1_0(model, cls.model_class.head_argument())
+    def _upgraded(cls, arguments: dict[str, Any]) -> dict[str, Any]:
+        if cls._has_own_constructor() or not isinstance(arguments.get("model"), dict):
+            return arguments
+        model = without_sampling_of_1_0(arguments["model"], cls.model_class.head_argument())
         # a saved model names all its arguments: without this one it was trained without it
-        return super()._from_pretrained(model=dict(context_drop_prob=0.0) | model, **kwargs)
+        return arguments | dict(model=dict(context_drop_prob=0.0) | model)
+
+    @classmethod
+    def _misfit(cls, arguments: dict[str, Any]) -> str | None:
+        if (misfit := super()._misfit(arguments)) or cls._has_own_constructor():
+            return misfit
+        derived = dict.fromkeys((*DERIVED_ARGUMENTS, *SHARED_ARGUMENTS))
+        return cls.model_class._misfit(dict(arguments["model"]) | derived)
 
     def measure(self, images: Tensor, **_) -> None:
         """Lets the head measure the scale of tokens on images (b c h w) in [0, 1]."""
-        self.tokenizer.check_images(images)
+        self._check_images(images)
         self.head.measure(self.tokenizer.encode(images))
 
     def forward(
@@ -143,7 +153,7 @@ class ImageAutoregressive(Module, Pretrained):
         With `loss_reduction = "none"` one per patch, (b n). `labels`, `cond` and `cond_mask` as of
         `Autoregressive.forward`.
         """
-        self.tokenizer.check_images(images)
+        self._check_images(images)
         tokens = self.tokenizer.encode(images)
         noised = None
         if self.training and self.train_max_noise > 0:
@@ -153,6 +163,13 @@ class ImageAutoregressive(Module, Pretrained):
         conditions = dict(labels=labels, cond=cond, cond_mask=cond_mask)
         options = dict(noised_seq=noised, loss_reduction=loss_reduction)
         return self.model(tokens, **conditions, **options)
+
+    def _check_images(self, images: Tensor) -> None:
+        """Whether these can be images, with the range of the first batch: to read it takes time."""
+        self.tokenizer.check_images(images)
+        if not (torch.compiler.is_compiling() or self._has_seen_images):
+            self.tokenizer.check_range(images)
+            self._has_seen_images = True
 
     def log_prob(
         self,
@@ -185,10 +202,8 @@ class ImageAutoregressive(Module, Pretrained):
         self.tokenizer.check_images(images)
         if len(images) == 0:
             raise ValueError("images must be at least one, got none")
-        if not (images.min() >= 0 and images.max() <= 1):
-            raise ValueError(
-                f"images must have values in [0, 1], got {images.min():g} to {images.max():g}"
-            )
+        self.tokenizer.check_range(images, strict=True)
+        check_generator(generator)
         images = images.to(torch.promote_types(images.dtype, torch.float32))
         source = images.device if generator is None else generator.device
         noise = torch.rand(images.shape, generator=generator, device=source, dtype=images.dtype)
@@ -208,13 +223,19 @@ class ImageAutoregressive(Module, Pretrained):
 
     @with_sampling_options
     def sample(
-        self, batch_size: int = 1, *, progress: bool = False, **options: Unpack[SamplingOptions]
+        self,
+        batch_size: int | None = None,
+        *,
+        progress: bool = False,
+        **options: Unpack[SamplingOptions],
     ) -> Tensor:
         """Draws images (b c h w) with values in [0, 1]. Arguments as of `Autoregressive.sample`."""
         return self.tokenizer.decode(self.model.sample(batch_size, progress=progress, **options))
 
     @with_sampling_options
-    def stream(self, batch_size: int = 1, **options: Unpack[SamplingOptions]) -> Iterator[Tensor]:
+    def stream(
+        self, batch_size: int | None = None, **options: Unpack[SamplingOptions]
+    ) -> Iterator[Tensor]:
         """The images of `sample`, (b c h w), after each patch; grey where nothing is drawn yet.
 
         Arguments as of `sample`.
@@ -269,8 +290,12 @@ class ImageAutoregressive(Module, Pretrained):
                 f"images must be one or {count}, as many as labels or vectors, got {len(images)}"
             )
         kept = images[:, :, :keep_rows].detach()
+        self.tokenizer.check_range(kept)
         prompt = self.tokenizer.encode(kept)
-        tokens = self.model.sample(count * num_completions, prompt, progress=progress, **options)
+        count *= num_completions
+        # one image serves several scales
+        batch_size = None if count == 1 else count
+        tokens = self.model.sample(batch_size, prompt, progress=progress, **options)
         completed = self.tokenizer.decode(tokens)
         # as they were: to tokens and back is not exact
         completed[:, :, :keep_rows] = kept.repeat_interleave(len(completed) // len(kept), dim=0)

@@ -10,6 +10,7 @@ class AutoregressiveDiffusion(Autoregressive):
     """`Autoregressive` with the head "diffusion", whose arguments are `diffusion_kwargs`."""
 
     preset = "diffusion"
+    preset_arguments = ("head", "head_kwargs")
 
     def __init__(self, dim: int, *, diffusion_kwargs: dict | None = None, **kwargs):
         super().__init__(dim, head="diffusion", head_kwargs=diffusion_kwargs, **kwargs)
@@ -19,6 +20,7 @@ class AutoregressiveFlow(Autoregressive):
     """`Autoregressive` with the head "flow", whose arguments are `flow_kwargs`."""
 
     preset = "flow"
+    preset_arguments = ("head", "head_kwargs")
 
     def __init__(
         self,

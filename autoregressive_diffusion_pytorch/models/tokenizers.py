@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
+from math import isfinite
 from typing import ClassVar
 
+import torch
 from einops import rearrange
 from torch import Tensor
 from torch.nn import Module
 
 from ..utils.validation import as_height_and_width, check_positive_int
+
+BEYOND_NOISE = 10  # no sample of a standard Gaussian is as far from 0
+ROUNDING = 1 / 255  # how far from [0, 1] values in it may be rounded
 
 
 class Tokenizer(Module, ABC):
@@ -46,6 +52,33 @@ class Tokenizer(Module, ABC):
         if images.ndim != 4 or images.shape[1:] != shape:
             expected = " ".join(map(str, shape))
             raise ValueError(f"images must be of shape (b {expected}), got {tuple(images.shape)}")
+
+    def check_range(self, images: Tensor, *, strict: bool = False) -> None:
+        """Whether the values of images are in [0, 1].
+
+        Those of a usual mistake are an error: 8-bit values, values normalised to [-1, 1], and what
+        is not finite. Others are warned of, for noise is a fair stand-in for images.
+
+        Args:
+            strict: any others are an error too.
+        """
+        if images.numel() == 0 or images.is_meta:
+            return
+        low, high = torch.stack(images.detach().aminmax()).tolist()  # a GPU is waited for, once
+        seen = f"images must have values in [0, 1], got {low:g} to {high:g}"
+        if not (isfinite(low) and isfinite(high)):
+            raise ValueError(f"{seen}: some are no finite numbers")
+        if max(-low, high) > BEYOND_NOISE:
+            raise ValueError(f"{seen}: divide 8-bit values by 255")
+        if -1 - 2 * ROUNDING <= low < -0.5 and high <= 1 + 2 * ROUNDING:
+            raise ValueError(f"{seen}: leave out Normalize(0.5, 0.5), or invert it by x / 2 + 0.5")
+        if strict and (low < 0 or high > 1):
+            raise ValueError(seen)
+        if low < -ROUNDING or high > 1 + ROUNDING:
+            cause = "Normalize with the mean and std of a data set is to be left out"
+            warnings.warn(f"{seen}: {cause}", stacklevel=3)
+        elif 0 < high < 1.5 / 255 and not strict:
+            warnings.warn(f"{seen}: were they divided by 255 twice?", stacklevel=3)
 
 
 class Patches(Tokenizer):

@@ -79,3 +79,17 @@ def test_time_is_not_rounded_with_the_weights():
     exact = net(**inputs)
     rounded = net.bfloat16()(**inputs).float()
     torch.testing.assert_close(rounded, exact, rtol=0, atol=0.05 * exact.abs().max().item())
+
+
+def test_a_time_is_embedded_in_the_network_s_precision_at_least_a_single_one():
+    net = MLP(3, 2, depth=1, width=8)
+    time = torch.tensor(1 / 3, dtype=torch.float64)
+    seen = []
+    net.time_features.register_forward_hook(lambda module, args, output: seen.append(output))
+    for dtype in (torch.float32, torch.bfloat16, torch.float64):
+        net.to(dtype).modulate_time(time)
+        net.modulate_time(time.float())
+    exact = torch.cos(1000 * time)
+    assert [output.dtype for output in seen] == 4 * [torch.float32] + 2 * [torch.float64]
+    assert all(torch.equal(output, seen[0]) for output in seen[1:4])
+    torch.testing.assert_close(seen[4][0], exact, rtol=0, atol=1e-12)

@@ -1059,3 +1059,92 @@ def test_learns_an_autoregressive_process(model_class):
         residuals.std(dim=0) * seq[:, 1:-1].std(dim=0)
     )
     assert correlation.abs().max() < 5 / math.sqrt(2000)
+
+
+ONE_HEAD = dict(dim_input=2, max_seq_len=4, depth=1, mlp_depth=1, mlp_width=8)
+
+
+@pytest.mark.parametrize("dim", [1, 3, 16])
+@pytest.mark.parametrize(("heads", "dim_head"), [(1, 8), (1, 16), (1, 1), (3, 2)])
+@pytest.mark.parametrize("conditions", [{}, dict(dim_cond=2, cross_attend=True)])
+def test_any_number_of_heads_of_any_width(dim, heads, dim_head, conditions):
+    sizes = dict(heads=heads, dim_head=dim_head)
+    model = stir(AutoregressiveFlow(dim, **sizes, **ONE_HEAD, **conditions))
+    given = dict(cond=torch.randn(3, 2)) if conditions else {}
+    seq = torch.randn(3, 4, 2)
+    model(seq, **given).backward()
+    # a cached step gives the numbers of the full pass
+    embeds = torch.randn(1, 4, dim)
+    condition = model.conditioning(**{name: part[:1, None] for name, part in given.items()})
+    full, state = model.eval().backbone(embeds, **condition), None
+    for i in range(4):
+        kwargs = condition if state is None else {}
+        step, state = model.backbone.step(embeds[:, i : i + 1], state, **kwargs)
+        torch.testing.assert_close(step, full[:, i], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("decoder_kwargs", [dict(attn_value_dim_head=5), dict(attn_kv_heads=1)])
+def test_one_head_with_options_of_the_decoder(decoder_kwargs):
+    model = AutoregressiveFlow(16, heads=1, dim_head=8, decoder_kwargs=decoder_kwargs, **ONE_HEAD)
+    model(torch.randn(2, 4, 2)).backward()
+
+
+def test_what_had_a_projection_or_needed_none_is_as_it_was():
+    def projections(**kwargs):
+        names = AutoregressiveFlow(16, **kwargs, **ONE_HEAD).state_dict()
+        return [name for name in names if "to_out" in name]
+
+    assert projections(heads=2, dim_head=8) == ["backbone.decoder.layers.0.1.to_out.weight"]
+    assert projections(heads=1, dim_head=8) == ["backbone.decoder.layers.0.1.to_out.weight"]
+    assert projections(heads=1, dim_head=16) == []  # as x-transformers has it
+
+
+@pytest.mark.parametrize("method", ["sample", "stream"])
+def test_a_batch_size_is_what_it_says(method):
+    model = AutoregressiveFlow(16, num_classes=3, heads=1, dim_head=8, **ONE_HEAD)
+
+    def draw(*args, **kwargs):
+        drawn = getattr(model, method)(*args, **kwargs)
+        return len(drawn if method == "sample" else next(drawn))
+
+    assert draw(guidance_scale=0) == 1
+    assert draw(labels=[0, 1, 2]) == 3
+    assert draw(prompt=torch.randn(2, 1, 2), labels=0) == 2
+    assert draw(labels=1, guidance_scale=[1.0, 2.0]) == 2
+    assert draw(1, labels=1) == 1
+    for options in (dict(labels=[0, 1, 2]), dict(labels=0, prompt=torch.randn(3, 1, 2))):
+        with pytest.raises(ValueError, match=r"batch_size must be a multiple of 3, .* got 1"):
+            draw(1, **options)
+    with pytest.raises(ValueError, match=r"guidance_scale must be .* each of 1 sequences, got 2"):
+        draw(1, labels=1, guidance_scale=[1.0, 2.0])
+    for wrong in (0, 1.0, True, "2"):
+        with pytest.raises(ValueError, match="batch_size must be a whole number of at least 1"):
+            draw(wrong, labels=[0])
+
+
+@pytest.mark.parametrize("generator", [7, "seed"])
+def test_a_generator_that_is_none_is_refused(generator):
+    model = AutoregressiveFlow(16, heads=1, dim_head=8, **ONE_HEAD)
+    with pytest.raises(TypeError, match=rf"generator must be a torch.Generator, .* {generator!r}"):
+        model.sample(generator=generator)
+    with pytest.raises(TypeError, match=r"generator must be a torch.Generator"):
+        model.log_prob(torch.randn(1, 4, 2), generator=generator)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_log_densities_of_a_model_in_double_precision_are_in_it(dtype):
+    model = stir(AutoregressiveFlow(16, heads=1, dim_head=8, **ONE_HEAD)).double()
+    seq = torch.randn(2, 4, 2)
+    few = dict(solver="rk4", num_steps=4)
+    found = model.log_prob(seq.to(dtype), **few)
+    torch.testing.assert_close(found, model.log_prob(seq.double(), **few), rtol=1e-12, atol=1e-12)
+
+
+def test_log_densities_within_inference_mode():
+    model = stir(AutoregressiveFlow(16, heads=1, dim_head=8, **ONE_HEAD))
+    seq, few = torch.randn(2, 4, 2), dict(solver="rk4", num_steps=4)
+    expected = model.log_prob(seq, **few)
+    with torch.inference_mode():
+        torch.testing.assert_close(model.log_prob(seq, **few), expected)
+        torch.testing.assert_close(model.log_prob(seq.clone(), **few), expected)
+    model(seq).backward()

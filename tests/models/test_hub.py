@@ -1,17 +1,23 @@
 import json
 import re
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 import torch
 from helpers import stir
-from huggingface_hub import HfApi, ModelCard
+from huggingface_hub import HfApi, ModelCard, hub_mixin
+from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
 from PIL import Image
 
 from autoregressive_diffusion_pytorch import (
+    Autoregressive,
     AutoregressiveDiffusion,
     AutoregressiveFlow,
+    ElucidatedDiffusion,
+    GenerationSettings,
+    ImageAutoregressive,
     ImageAutoregressiveDiffusion,
     ImageAutoregressiveFlow,
 )
@@ -86,6 +92,191 @@ def test_the_configuration_is_a_copy():
     model = AutoregressiveFlow(**SMALL, max_seq_len=4, decoder_kwargs=decoder_kwargs)
     decoder_kwargs["ff_glu"] = True
     assert model.config["decoder_kwargs"] == dict(rotary_pos_emb=True)
+
+
+class Square(ImageAutoregressiveFlow):
+    def __init__(self, size=16):
+        super().__init__(model=SMALL, image_size=size, patch_size=4)
+
+
+class Widened(ImageAutoregressiveFlow):
+    def __init__(self, size=16, **model):
+        super().__init__(model=SMALL | model, image_size=size, patch_size=4)
+
+
+class Handing(ImageAutoregressiveDiffusion):
+    def __init__(self, size, **kwargs):
+        super().__init__(model=SMALL, image_size=size, patch_size=4, **kwargs)
+
+
+class Named(ImageAutoregressiveFlow):
+    def __init__(self, model="small"):
+        super().__init__(model=dict(small=SMALL)[model], image_size=8, patch_size=4)
+
+
+class Short(AutoregressiveFlow):
+    def __init__(self, length, *args, **kwargs):
+        sizes = {name: size for name, size in SMALL.items() if name != "dim"}
+        super().__init__(*args, max_seq_len=length, **sizes | kwargs)
+
+
+class WithHead(Autoregressive):
+    def __init__(self, head):
+        super().__init__(**SMALL, head=head, max_seq_len=4)
+
+
+class Plain(AutoregressiveFlow):
+    pass
+
+
+OWN = [
+    (lambda: Square(8), dict(size=8)),
+    (lambda: Square(), dict(size=16)),
+    (lambda: Widened(8, mlp_width=8), dict(size=8, mlp_width=8)),
+    (lambda: Handing(8, channels=1), dict(size=8, channels=1)),
+    (lambda: Named(), dict(model="small")),
+    (lambda: Short(4, 16, depth=2), dict(length=4, dim=16, depth=2)),
+    (lambda: WithHead(ElucidatedDiffusion), dict(head="diffusion")),
+    (lambda: Plain(**SMALL, max_seq_len=4), None),
+]
+
+
+@pytest.mark.parametrize(("make", "config"), OWN)
+def test_a_subclass_with_a_constructor_of_its_own_comes_back(make, config, tmp_path):
+    model = stir(make())
+    if config is not None:
+        assert model.config == config
+    model.save_pretrained(tmp_path)
+    loaded = type(model).from_pretrained(tmp_path)
+    assert loaded.config == model.config
+    samples = [m.sample(2, generator=torch.Generator().manual_seed(0)) for m in (model, loaded)]
+    assert torch.equal(*samples)
+
+
+def test_a_subclass_saved_by_version_1_0_0_comes_back(tmp_path):
+    """It saved the arguments of the bases too."""
+    model = Square(8)
+    model.save_pretrained(tmp_path)
+    base = ImageAutoregressiveFlow(image_size=8, patch_size=4, model=SMALL).config
+    config = base | dict(size=8)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert Square.from_pretrained(tmp_path).image_size == (8, 8)
+
+
+IMAGES = dict(image_size=8, patch_size=4)
+SAVED = [
+    lambda: ImageAutoregressiveFlow(**IMAGES, model=SMALL),
+    lambda: ImageAutoregressiveDiffusion(**IMAGES, model=SMALL),
+    lambda: ImageAutoregressive(**IMAGES, model=SMALL | dict(head="flow")),
+    lambda: AutoregressiveFlow(**SMALL, max_seq_len=4),
+    lambda: AutoregressiveDiffusion(**SMALL, max_seq_len=4),
+    lambda: Autoregressive(**SMALL, max_seq_len=4, head="diffusion"),
+]
+
+
+@pytest.mark.parametrize("make", SAVED)
+def test_the_folder_of_another_class_says_which(make, tmp_path):
+    model = make()
+    model.save_pretrained(tmp_path)
+    right = type(model)
+    for other in [type(make()) for make in SAVED]:
+        if other is right:
+            assert type(right.from_pretrained(tmp_path)) is right
+            continue
+        hint = f"is no {other.__name__}: it is loaded by {right.__name__}.from_pretrained"
+        with pytest.raises(ValueError, match=hint):
+            other.from_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=f"is no Square: .* by {right.__name__}.from_pretrained"):
+        Square.from_pretrained(tmp_path)
+
+
+def test_the_folder_of_a_class_that_is_not_of_the_library_says_what_does_not_fit(tmp_path):
+    Square(8).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="no ImageAutoregressiveFlow: it has an argument 'size'"):
+        ImageAutoregressiveFlow.from_pretrained(tmp_path)
+
+
+def write_checkpoints(folder, losses):
+    """Checkpoints by their validation losses; the width of a model says which one it is."""
+    for step, loss in enumerate(losses, 1):
+        checkpoint = folder / f"checkpoint.{step}"
+        AutoregressiveFlow(**SMALL | dict(mlp_width=8 * step), max_seq_len=4).save_pretrained(
+            checkpoint
+        )
+        manifest = dict(step=step, validation_loss=loss, files={})
+        (checkpoint / "manifest.json").write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize(
+    ("losses", "best"),
+    [
+        ([2.0, 1.0, 3.0], 2),
+        ([None, None, None], 3),
+        ([None, 5.0, None], 2),
+        ([1.0, float("nan")], 1),
+    ],
+)
+def test_a_run_s_folder_gives_its_best_checkpoint(losses, best, tmp_path):
+    write_checkpoints(tmp_path / "checkpoints", losses)
+    (tmp_path / "checkpoints" / "checkpoint.9.partial").mkdir()
+    (tmp_path / "config.json").write_text(json.dumps(dict(source="digits", head="flow")))
+    for folder in (tmp_path, tmp_path / "checkpoints", str(tmp_path)):
+        loaded = AutoregressiveFlow.from_pretrained(folder)
+        assert loaded.config["mlp_width"] == 8 * best
+        assert loaded.generation == GenerationSettings()
+    GenerationSettings(num_steps=3).save(tmp_path)  # as `ardiff tune` does
+    assert AutoregressiveFlow.from_pretrained(tmp_path).generation.num_steps == 3
+
+
+def test_where_no_model_is_a_sentence_says_so(tmp_path, monkeypatch):
+    load = AutoregressiveFlow.from_pretrained
+
+    def refused(kind, match, place=tmp_path):
+        with pytest.raises(kind, match=match) as found:
+            load(place)
+        assert "\n" not in str(found.value)
+
+    refused(FileNotFoundError, r"holds no model \(config.json and model.safeten")
+    (tmp_path / "config.json").write_text(json.dumps(dict(source="digits")))  # a run at its start
+    (tmp_path / "checkpoints").mkdir()
+    refused(FileNotFoundError, "holds no model .* and no checkpoint of a training")
+    refused(NotADirectoryError, "is a file: expected the folder", tmp_path / "config.json")
+    for place in (tmp_path / "none", f"{tmp_path}/none", "./none", "no such folder"):
+        refused(FileNotFoundError, "the folder .* does not exist", place)
+    model = AutoregressiveFlow(**SMALL, max_seq_len=4)
+    model.save_pretrained(tmp_path / "model")
+    config = tmp_path / "model" / "config.json"
+    for text in ("{", "[1]"):
+        config.write_text(text)
+        refused(ValueError, "config.json is damaged: ", tmp_path / "model")
+    config.unlink()
+    refused(FileNotFoundError, "holds weights, but no config.json", tmp_path / "model")
+    config.write_text(json.dumps(model.config))
+    weights = tmp_path / "model" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:100])
+    refused(ValueError, "model.safetensors of .* is damaged: ", tmp_path / "model")
+
+
+@pytest.mark.parametrize("error", [LocalEntryNotFoundError("no connection"), None])
+def test_a_name_that_the_hub_does_not_give(error, monkeypatch):
+    def download(*args, **kwargs):
+        if error is None:
+            raise RepositoryNotFoundError("404", response=Mock(headers={}))
+        raise error
+
+    monkeypatch.setattr(hub_mixin, "hf_hub_download", download)
+    with pytest.raises(FileNotFoundError, match="runs/flowers is no folder here, and "):
+        AutoregressiveFlow.from_pretrained("runs/flowers")
+
+
+def test_a_head_that_does_not_keep_its_arguments_is_named():
+    class Forgetful(ElucidatedDiffusion):
+        def __init__(self, *args, strength=1.0, **kwargs):
+            super().__init__(*args, **kwargs)
+
+    model = Autoregressive(**SMALL, max_seq_len=4, head=Forgetful)
+    with pytest.raises(ValueError, match="Forgetful must keep strength as an attribute"):
+        model.config  # noqa: B018
 
 
 def test_an_argument_that_is_no_json_value_is_named_on_saving(tmp_path):

@@ -447,3 +447,13 @@ def test_likelihoods_follow_from_images_labels_and_generator(model_class):
         model.bits_per_dim(images[:0], labels=labels[:0])
     with pytest.raises(TypeError, match="divide 8-bit values by 255"):
         model.bits_per_dim(torch.zeros(1, 3, 8, 8, dtype=torch.uint8))
+
+
+def test_one_image_serves_several_scales():
+    sizes = dict(dim=16, depth=1, heads=1, dim_head=8, mlp_depth=1, mlp_width=16)
+    model = ImageAutoregressiveFlow(
+        image_size=8, patch_size=4, channels=1, num_classes=3, model=sizes
+    )
+    images = torch.rand(1, 1, 8, 8)
+    assert len(model.complete(images, 4, labels=[1], guidance_scale=[0.0, 2.0])) == 2
+    assert len(model.complete(images, 4, labels=[0, 1, 2], num_completions=2)) == 6
