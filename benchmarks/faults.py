@@ -356,7 +356,7 @@ def main() -> None:
     for wanted, check in (
         (args.kills > 0, lambda folder: kills(folder, args.kills, args.processes)),
         (args.disk, full_disk),
-        (args.images, lambda folder: malformed(folder, args.images)),
+        (args.images, lambda folder: malformed(folder, args.images.resolve())),
         (True, payload),
     ):
         if wanted:

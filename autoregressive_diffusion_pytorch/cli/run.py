@@ -44,9 +44,16 @@ def read_config(run_folder: Path) -> dict[str, Any]:
     defaults |= dict(used_precision=config["precision"])
     model = config["model"] | dict(model=dict(context_drop_prob=0.0) | config["model"]["model"])
     dataset = dict(labels_from_folders=False) | config["dataset"]
-    return defaults | config | dict(dataset=dataset, model=model)
+    config = defaults | config | dict(dataset=dataset, model=model)
+    for name, kind in OPTIONAL_KEYS.items():
+        if not isinstance(config[name], kind):
+            raise click.ClickException(f"{file}: {name!r} must not be {config[name]!r}")
+    return config
 
 
+OPTIONAL_KEYS = dict(
+    classes=list | None, accumulate=int, compile=bool, hold_out=int | float, num_images=int | None
+)
 # what the configuration of any version holds, by section
 KEYS = {
     (): dict(source=str, head=str, seed=int, workers=int, precision=str)

@@ -203,6 +203,10 @@ def test_a_grid_that_a_finished_run_lacks_is_drawn(call, tmp_path):
             "run/config.json: Trainer.__init__() got an unexpected",
         ),
         (lambda text: text.replace('"flow"', '"flaw"'), "head must be one of"),
+        (
+            lambda text: json.dumps(json.loads(text) | dict(hold_out={})),
+            "config.json: 'hold_out' must not be {}",
+        ),
     ],
 )
 def test_a_broken_configuration_is_told_in_one_line(call, tmp_path, change, message):
