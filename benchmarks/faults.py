@@ -33,11 +33,11 @@ from safetensors.torch import load_file
 
 from autoregressive_diffusion_pytorch.data.folder_listing import list_folder
 from autoregressive_diffusion_pytorch.data.image_files import DamagedImageError, read_image
-from autoregressive_diffusion_pytorch.training.checkpoints import (
+from autoregressive_diffusion_pytorch.training.checkpoints import write_checkpoint
+from autoregressive_diffusion_pytorch.utils.manifests import (
     check_checkpoint,
     list_checkpoints,
     newest_checkpoint,
-    write_checkpoint,
 )
 
 STEPS, EVERY = 60, 4

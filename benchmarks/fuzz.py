@@ -28,7 +28,7 @@ from click.testing import CliRunner
 from faults import mutated
 
 from autoregressive_diffusion_pytorch.cli import main as ardiff
-from autoregressive_diffusion_pytorch.training.checkpoints import (
+from autoregressive_diffusion_pytorch.utils.manifests import (
     DamagedCheckpointError,
     check_checkpoint,
     list_checkpoints,

@@ -118,7 +118,7 @@ def summary(bits) -> dict:
 def work_as_ours(head: str) -> None:
     import autoregressive_diffusion_pytorch as package
     from autoregressive_diffusion_pytorch.evaluation.report import bits_per_dim
-    from autoregressive_diffusion_pytorch.training.checkpoints import newest_checkpoint
+    from autoregressive_diffusion_pytorch.utils.manifests import newest_checkpoint
 
     def bits(run: str, images: str, count: int, **kwargs) -> dict:
         checkpoint = newest_checkpoint(Path(run) / "checkpoints")
@@ -306,7 +306,7 @@ def known(args: argparse.Namespace) -> None:
     from autoregressive_diffusion_pytorch import ImageDataset
     from autoregressive_diffusion_pytorch.cli.run import dataset_of, load_model, read_config, split
     from autoregressive_diffusion_pytorch.evaluation.report import bits_per_dim
-    from autoregressive_diffusion_pytorch.training.checkpoints import newest_checkpoint
+    from autoregressive_diffusion_pytorch.utils.manifests import newest_checkpoint
 
     config = read_config(args.run)
     model, _ = load_model(config, newest_checkpoint(args.run / "checkpoints"))

@@ -149,7 +149,7 @@ def work_as_ours(configuration: Configuration, folder: Path, images: str) -> Non
     from safetensors.torch import load_model
 
     import autoregressive_diffusion_pytorch as package
-    from autoregressive_diffusion_pytorch.training.checkpoints import list_checkpoints, step_of
+    from autoregressive_diffusion_pytorch.utils.manifests import list_checkpoints, step_of
     from autoregressive_diffusion_pytorch.utils.modes import best_precision
 
     torch.manual_seed(configuration.seed)

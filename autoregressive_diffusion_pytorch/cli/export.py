@@ -23,7 +23,7 @@ def export(run_folder: Path, folder: Path, checkpoint: int | None) -> None:
 
     `from_pretrained(DIR)` of the model's class loads it; `hf upload NAME DIR` shares it.
     """
-    from ..training.checkpoints import step_of
+    from ..utils.manifests import step_of
 
     config = read_config(run_folder)
     source = checkpoint_of(run_folder, checkpoint)
@@ -49,7 +49,7 @@ def export(run_folder: Path, folder: Path, checkpoint: int | None) -> None:
 
 def _training_facts(config: dict[str, Any], checkpoint: Path) -> dict[str, Any]:
     """The facts of a training for a model card."""
-    from ..training.checkpoints import step_of, validation_loss
+    from ..utils.manifests import step_of, validation_loss
 
     trainer, loss = config["trainer"], validation_loss(checkpoint)
     facts = {

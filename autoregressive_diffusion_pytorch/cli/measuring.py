@@ -15,7 +15,7 @@ def checkpoint_and_output(
     run_folder: Path, step: int | None, output: Path | None, name: str, ending: str
 ) -> tuple[Path, Path]:
     """The folder of a checkpoint, and the file for a result on it, which can be written."""
-    from ..training.checkpoints import step_of
+    from ..utils.manifests import step_of
 
     folder = checkpoint_of(run_folder, step)
     stem = f"{name}.{step_of(folder)}"

@@ -101,7 +101,7 @@ def listed(classes: list[str] | None) -> str:
 
 def checkpoint_of(run_folder: Path, step: int | None) -> Path:
     """The checkpoint of a step, by default that of the lowest validation loss, else the newest."""
-    from ..training.checkpoints import best_checkpoint, check_checkpoint
+    from ..utils.manifests import best_checkpoint, check_checkpoint
 
     checkpoints = run_folder / "checkpoints"
     folder = checkpoints / f"checkpoint.{step}" if step else best_checkpoint(checkpoints)
@@ -185,7 +185,7 @@ def load_model(config: dict[str, Any], checkpoint: Path) -> tuple[ImageAutoregre
     from accelerate import Accelerator
 
     from ..models.settings import GenerationSettings
-    from ..training.checkpoints import validation_loss
+    from ..utils.manifests import validation_loss
 
     accelerator = Accelerator()
     atexit.register(accelerator.state.destroy_process_group)  # or it may be aborted at the very end

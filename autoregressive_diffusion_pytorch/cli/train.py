@@ -201,7 +201,7 @@ def train(source: str, run_folder: Path | None, **options) -> None:
     The run's folder holds its configuration, its checkpoints, and grids of samples drawn on the
     way.
     """
-    from ..training.checkpoints import list_checkpoints
+    from ..utils.manifests import list_checkpoints
 
     preset = DIGITS if source == "digits" else FOLDER
     if options["num_epochs"] is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 
 import torch
@@ -11,6 +10,7 @@ from torch.utils.data import Dataset
 
 from ..models.image import ImageAutoregressive
 from ..utils.distributed import map_over_processes
+from ..utils.modes import in_precision
 from ..utils.rng import generator_for
 from ..utils.validation import check_positive_int
 
@@ -37,7 +37,7 @@ def draw_images(
 
     Further arguments go to `sample`.
     """
-    model = rounded(model, kwargs.get("precision"))
+    model = in_precision(model, kwargs.get("precision") or "no")  # once, not for each batch
     indices = range(count) if only is None else only
 
     def draw(start: int) -> Tensor:
@@ -45,11 +45,6 @@ def draw_images(
         return draw_batch(model, batch, seed=seed, labels=labels, **kwargs)
 
     return torch.cat(map_over_processes(draw, range(0, len(indices), batch_size)))
-
-
-def rounded(model: ImageAutoregressive, precision: str | None) -> ImageAutoregressive:
-    """The model as `sample` draws with it in this precision: once, and not for each batch."""
-    return copy.deepcopy(model).bfloat16() if precision == "bf16" else model
 
 
 def draw_batch(

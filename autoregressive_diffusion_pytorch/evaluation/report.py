@@ -13,9 +13,10 @@ from torch.utils.data import Dataset
 
 from ..models.image import ImageAutoregressive
 from ..utils.distributed import map_over_processes
+from ..utils.modes import in_precision
 from ..utils.rng import generator_for
 from ..utils.validation import check_positive_int
-from .drawing import dataset_batch, draw_batch, map_over_batches, rounded
+from .drawing import dataset_batch, draw_batch, map_over_batches
 from .metrics import FeatureNetwork, all_distances, check_distances, features_of
 from .sliced_wasserstein import patches_per_image, pyramid_patches
 
@@ -159,7 +160,7 @@ def evaluate(
         return dict(mean=mean, standard_error=error, **head.density_settings(**kwargs))
 
     def generated(**kwargs) -> dict[str, Any]:
-        drawing = rounded(model, kwargs.get("precision"))
+        drawing = in_precision(model, kwargs.get("precision") or "no")
 
         def see_batch(start: int) -> tuple:
             indices = range(start, min(start + batch_size, count))

@@ -6,7 +6,6 @@ variant: p(x) is the product over i of p(x_i | z_i), z_i = f(x_1 … x_{i-1}).
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,13 +14,10 @@ from torch import Tensor
 from torch.nn import Module
 
 from ..heads.guidance import Guidance, check_context_guidance
-from ..utils.modes import compiled, inference, share_failures
-from ..utils.rng import check_generators
-from ..utils.validation import check_choice, check_positive_int
+from ..utils.modes import compiled, in_precision, inference
+from ..utils.validation import check_choice, check_generator, check_positive_int
 from .backbone import BackboneState
 from .settings import GuidanceSchedule
-
-PRECISIONS = ("no", "bf16")
 
 
 class Generation:
@@ -63,7 +59,7 @@ class Generation:
         if not (self.cfg.is_unconditional and all(v is None for v in given.values())):
             self.conditions = model.conditioning.check(**given)
         self._check_batch(batch_size)
-        check_generators(options.get("generator"), self.batch_size)
+        check_generator(options.get("generator"), self.batch_size)
 
         self.step = model.backbone.step
         known = model.head.sampling_options()
@@ -168,17 +164,6 @@ class Generation:
             null_z = self.model.no_context(i, i + 1).squeeze(0)
             guidance.append(Guidance(null_z, self.context_guidance))
         return z, guidance
-
-
-def in_precision(model: Module, precision: str) -> Module:
-    """The model, or a copy of it with weights rounded to bfloat16."""
-    check_choice("precision", precision, PRECISIONS)
-    if precision == "no" or model.proj_in.weight.dtype == torch.bfloat16:
-        return model
-    rounded = copy.deepcopy(model).bfloat16()
-    for part in ("backbone", "head"):
-        share_failures(getattr(model, part), getattr(rounded, part))
-    return rounded
 
 
 def repeated(tensor: Tensor, batch_size: int) -> Tensor:

@@ -6,7 +6,6 @@ import contextlib
 import inspect
 import io
 import json
-import math
 import shutil
 from importlib import import_module
 from pathlib import Path
@@ -19,6 +18,7 @@ from safetensors import SafetensorError
 from ..heads.head import Head, head_name
 from ..heads.solvers import SOLVERS
 from ..utils.files import utf8_path
+from ..utils.manifests import best_checkpoint
 from .settings import GENERATION_FILE, GenerationSettings
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
@@ -304,26 +304,13 @@ def _model_folder(folder: Path) -> Path:
         except ValueError as error:
             fault = error
         raise ValueError(f"{config} is damaged: {fault}")
-    found = (*folder.glob("checkpoint.*"), *folder.glob("checkpoints/checkpoint.*"))
-    whole = (path for path in found if path.suffix[1:].isdecimal())  # the others were interrupted
-    ranks = {path: rank for path in whole if (rank := _rank(path)) is not None}
-    if not ranks:
+    best = best_checkpoint(folder) or best_checkpoint(folder / "checkpoints")
+    if best is None:
         raise FileNotFoundError(
             f"{folder} holds no model ({CONFIG_FILE} and {WEIGHTS_FILE}), and no checkpoint of a "
             "training"
         )
-    return _model_folder(min(ranks, key=ranks.get))
-
-
-def _rank(checkpoint: Path) -> tuple[float, int] | None:
-    """The validation loss of a checkpoint, and its step for those without; None for no such."""
-    try:
-        manifest = json.loads((checkpoint / "manifest.json").read_text())
-        loss = manifest.get("validation_loss")
-        is_known = loss is not None and math.isfinite(loss)
-        return loss if is_known else math.inf, -manifest["step"]
-    except (OSError, ValueError, KeyError, AttributeError, TypeError):
-        return None
+    return _model_folder(best)
 
 
 def _copied(value):

@@ -17,6 +17,7 @@ from torch.utils.data import Dataset
 from ..data.image_files import DamagedImageError
 from ..data.image_grids import labels_by_row, save_image_grid
 from ..data.items import TrainingItems
+from ..models.tokenizers import Tokenizer
 from ..utils.rng import generator_for
 from ..utils.validation import as_tensor, check_positive_int
 from .loop import Part, Step, TrainingLoop
@@ -83,12 +84,29 @@ class ImageTrainer(Trainer):
             validation_dataset=validation_dataset,
             **kwargs | dict(parts=[self.grids, *kwargs.get("parts", ())]),
         )
+        if validation_dataset is not None:
+            self._try_range("validation_dataset", validation_dataset)
         self.grids.try_out(self)
         try_folders(self, dict(results_folder=folder))
 
     def call(self, function: Callable[..., Any], batch: dict[str, Tensor]) -> Any:
         conditions = {name: part for name, part in batch.items() if name != "images"}
         return function(batch["images"], **conditions)
+
+    def _try_range(self, name: str, dataset: Dataset) -> None:
+        """Whether the first images of a dataset are in the model's range, if it has one.
+
+        The model itself looks at those of the first batch alone, which are trained on.
+        """
+        tokenizer = getattr(self.unwrapped_model, "tokenizer", None)
+        if not isinstance(tokenizer, Tokenizer):
+            return
+        try:
+            tokenizer.check_range(first_batch(self, dataset, self.batch_size)["images"])
+        except DamagedImageError:  # which counts when its turn comes
+            return
+        except ValueError as error:
+            raise ValueError(f"{name} does not fit the model: {one_line(error)}") from error
 
     def save_results(self) -> None:
         """Draws a grid of samples with the averaged weights. All processes must call it."""

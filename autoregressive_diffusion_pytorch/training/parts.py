@@ -18,15 +18,9 @@ from torch.nn import Module
 from torch.utils.data import Dataset
 
 from ..data.order import batches_of
+from ..utils.manifests import newest_checkpoint, validation_loss
 from ..utils.rng import preserved_rng, rng_state, seed_process
-from .checkpoints import (
-    add_facts,
-    finish_interrupted,
-    newest_checkpoint,
-    remove_old_checkpoints,
-    validation_loss,
-    write_checkpoint,
-)
+from .checkpoints import add_facts, finish_interrupted, remove_old_checkpoints, write_checkpoint
 from .loop import Part, Step, TrainingLoop
 from .state import TrainingState
 from .together import attempt, by_main, together

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,6 +13,9 @@ import torch
 from torch.nn import Module
 from torch.utils.checkpoint import checkpoint
 
+from .validation import check_choice
+
+PRECISIONS = ("no", "bf16")  # of drawing
 _failed: WeakKeyDictionary[Module, set[str]] = WeakKeyDictionary()  # by module, what not to compile
 
 
@@ -54,6 +58,18 @@ def best_precision() -> str:
     # without them a processor emulates bfloat16, slower than single precision
     has_instructions = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
     return "bf16" if has_instructions() else "no"
+
+
+def in_precision(model: Module, precision: str) -> Module:
+    """The model, or a copy of it with weights rounded to bfloat16."""
+    check_choice("precision", precision, PRECISIONS)
+    if precision == "no" or next(model.parameters()).dtype == torch.bfloat16:
+        return model
+    rounded = copy.deepcopy(model).bfloat16()
+    # what cannot be compiled of the one is not tried again with the other
+    for module, copied in zip(model.modules(), rounded.modules(), strict=True):
+        _failed[copied] = _failed.setdefault(module, set())
+    return rounded
 
 
 @contextmanager
@@ -103,11 +119,6 @@ def compiled(function: Callable, owner: Module, **options) -> Callable:
             return result
 
     return call
-
-
-def share_failures(module: Module, other: Module) -> None:
-    """What cannot be compiled of a module is not tried again with the other, a copy of it."""
-    _failed[other] = _failed.setdefault(module, set())
 
 
 def _is_of_memory(error: BaseException | None) -> bool:

@@ -69,18 +69,6 @@ def randn(
     return torch.randn(shape, generator=generator, device=source, dtype=dtype).to(device)
 
 
-def check_generators(generator: Generators, count: int) -> None:
-    """Whether it is a generator, one for each of `count` samples, or None."""
-    each = generator if isinstance(generator, Sequence) else [generator]
-    for one in each:
-        if not (isinstance(one, Generator) or (one is None and each is not generator)):
-            raise TypeError(
-                f"generator must be a torch.Generator, or one per sample, got {generator!r}"
-            )
-    if each is generator and len(each) != count:
-        raise ValueError(f"generator must be one, or {count} for as many samples, got {len(each)}")
-
-
 def seed_process(*key: int, rank: int) -> None:
     """Seeds all generators of a process: by the key, and independently in each process.
 

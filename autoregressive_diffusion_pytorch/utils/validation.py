@@ -48,11 +48,20 @@ def check_known(function: str, names, known) -> None:
             raise TypeError(f"{function}() got an unexpected argument {name!r}: {hint}")
 
 
-def check_generator(generator: Generator | None) -> None:
-    if not (generator is None or isinstance(generator, Generator)):
-        raise TypeError(
-            "generator must be a torch.Generator, such as torch.Generator().manual_seed(0), "
-            f"got {generator!r}"
+def check_generator(
+    generator: Generator | Sequence[Generator] | None, count: int | None = None
+) -> None:
+    """Whether it is a generator or None; with a `count`, or one for each of as many samples."""
+    if generator is None:
+        return
+    several = count is not None and isinstance(generator, Sequence)
+    if not all(isinstance(one, Generator) for one in (generator if several else [generator])):
+        kind = "a torch.Generator, such as torch.Generator().manual_seed(0)"
+        kind = kind if count is None else f"{kind}, or one per sample"
+        raise TypeError(f"generator must be {kind}, got {generator!r}")
+    if several and len(generator) != count:
+        raise ValueError(
+            f"generator must be one, or {count} for as many samples, got {len(generator)}"
         )
 
 

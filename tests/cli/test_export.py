@@ -4,7 +4,7 @@ from command_line import TINY, failed, succeeded
 from huggingface_hub import ModelCard
 
 from autoregressive_diffusion_pytorch import ImageAutoregressiveFlow
-from autoregressive_diffusion_pytorch.training.checkpoints import best_checkpoint
+from autoregressive_diffusion_pytorch.utils.manifests import best_checkpoint
 
 
 @pytest.mark.parametrize("labels", [(), ("--labels",)])

@@ -6,7 +6,7 @@ from command_line import TINY, failed, succeeded
 
 from autoregressive_diffusion_pytorch import ImageTrainer
 from autoregressive_diffusion_pytorch.cli.run import read_config
-from autoregressive_diffusion_pytorch.training.checkpoints import best_checkpoint, check_checkpoint
+from autoregressive_diffusion_pytorch.utils.manifests import best_checkpoint, check_checkpoint
 
 
 def test_a_run_from_before_there_were_labels_goes_on(call, tmp_path):

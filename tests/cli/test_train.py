@@ -10,7 +10,7 @@ from PIL import Image
 
 from autoregressive_diffusion_pytorch import ImageAutoregressiveFlow, ImageTrainer
 from autoregressive_diffusion_pytorch.cli.train import SIZES
-from autoregressive_diffusion_pytorch.training.checkpoints import newest_checkpoint, read_manifest
+from autoregressive_diffusion_pytorch.utils.manifests import newest_checkpoint, read_manifest
 from autoregressive_diffusion_pytorch.utils.modes import best_precision
 
 
@@ -264,18 +264,19 @@ def test_options_reach_the_trainer(call, flowers, monkeypatch):
     ) == (3, None, 0.5, "stop")
 
 
-def test_a_signal_ends_with_how_to_go_on(call, monkeypatch):
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_with_how_to_go_on(call, monkeypatch, number, code):
     all_reduce = ImageTrainer._all_reduce
 
     def signalled(trainer, *args):
         if trainer.step == 1:
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), number)
         return all_reduce(trainer, *args)
 
     with monkeypatch.context() as patch:
         patch.setattr(ImageTrainer, "_all_reduce", signalled)
         result = call("train", *TINY, "--steps", 4)
-    assert result.exit_code == 143
+    assert result.exit_code == code
     assert "stopped after step 2 and saved as runs/digits/checkpoints/checkpoint.2" in result.stderr
     assert result.stderr.strip().endswith("go on with: ardiff resume runs/digits")
     result = succeeded(call("resume", "runs/digits"))

@@ -228,6 +228,17 @@ def test_a_run_s_folder_gives_its_best_checkpoint(losses, best, tmp_path):
     assert AutoregressiveFlow.from_pretrained(tmp_path).generation.num_steps == 3
 
 
+def test_a_damaged_checkpoint_of_a_run_is_passed_over(tmp_path):
+    write_checkpoints(tmp_path / "checkpoints", [1.0, 2.0, 0.5, 0.1])
+    (tmp_path / "checkpoints/checkpoint.4/manifest.json").write_text("{")
+    manifest = tmp_path / "checkpoints/checkpoint.3/manifest.json"
+    files = dict(lost=dict(bytes=1, sha256=""))
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | dict(files=files)))
+    with pytest.warns(UserWarning, match=r"checkpoint is passed over: .*checkpoint\.3/lost"):
+        loaded = AutoregressiveFlow.from_pretrained(tmp_path)
+    assert loaded.config["mlp_width"] == 8
+
+
 def test_where_no_model_is_a_sentence_says_so(tmp_path, monkeypatch):
     load = AutoregressiveFlow.from_pretrained
 

@@ -6,15 +6,14 @@ import pytest
 
 from autoregressive_diffusion_pytorch.training import checkpoints
 from autoregressive_diffusion_pytorch.training.checkpoints import (
-    DamagedCheckpointError,
-    best_checkpoint,
-    check_checkpoint,
     finish_interrupted,
-    list_checkpoints,
-    newest_checkpoint,
-    read_manifest,
     remove_old_checkpoints,
     write_checkpoint,
+)
+from autoregressive_diffusion_pytorch.utils.manifests import (
+    check_checkpoint,
+    newest_checkpoint,
+    read_manifest,
 )
 
 
@@ -43,57 +42,6 @@ def test_writes_files_and_a_manifest_of_them(tmp_path):
     assert manifest["files"]["model"] == dict(bytes=7, sha256=digest)
     assert manifest["files"].keys() == {"model", "deeper/rest"}
     check_checkpoint(path)
-
-
-DAMAGES = {
-    "a file is missing": lambda path: (path / "model").unlink(),
-    "a file is cut off": lambda path: (path / "deeper" / "rest").write_bytes(b""),
-    "a bit is flipped": lambda path: (path / "model").write_text("weightt"),
-    "the manifest is missing": lambda path: (path / "manifest.json").unlink(),
-    "the manifest is cut off": lambda path: (path / "manifest.json").write_text('{"files": {'),
-    "the manifest is of another kind": lambda path: (path / "manifest.json").write_text(
-        '{"files": {"model": 3}}'
-    ),
-    "the manifest holds nothing": lambda path: (path / "manifest.json").write_text("[]"),
-}
-
-
-@pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_checkpoint_is_named_and_passed_over(tmp_path, damage):
-    for step in (9, 10):
-        write_checkpoint(tmp_path, step, two_files())
-    assert newest_checkpoint(tmp_path).name == "checkpoint.10"
-    DAMAGES[damage](tmp_path / "checkpoint.10")
-    with pytest.raises(DamagedCheckpointError, match=r"checkpoint\.10"):
-        check_checkpoint(tmp_path / "checkpoint.10")
-    with pytest.warns(
-        UserWarning, match=r"a damaged checkpoint is passed over: .*checkpoint\.10/.*"
-    ):
-        assert newest_checkpoint(tmp_path).name == "checkpoint.9"
-    assert [path.name for path in list_checkpoints(tmp_path)] == ["checkpoint.9", "checkpoint.10"]
-
-
-def test_only_names_of_checkpoints_count(tmp_path):
-    assert newest_checkpoint(tmp_path / "nowhere") is None
-    write_checkpoint(tmp_path, 3, two_files())
-    for name in ("checkpoint.11.partial", "checkpoint.12.replaced", "checkpoint.x", "other"):
-        shutil.copytree(tmp_path / "checkpoint.3", tmp_path / name)
-    assert newest_checkpoint(tmp_path).name == "checkpoint.3"
-
-
-def test_the_best_has_the_lowest_validation_loss(tmp_path):
-    assert best_checkpoint(tmp_path) is None
-    write_checkpoint(tmp_path, 1, two_files())
-    write_checkpoint(tmp_path, 2, two_files())
-    assert best_checkpoint(tmp_path).name == "checkpoint.2"  # none has one: the newest
-    for step, loss in ((3, 0.4), (4, 0.2), (5, 0.3), (6, None)):
-        write_checkpoint(tmp_path, step, two_files(), validation_loss=loss)
-    assert best_checkpoint(tmp_path).name == "checkpoint.4"
-    write_checkpoint(tmp_path, 7, two_files(), validation_loss=float("nan"))
-    assert best_checkpoint(tmp_path).name == "checkpoint.4"
-    (tmp_path / "checkpoint.4" / "model").write_text("damaged")
-    with pytest.warns(UserWarning, match="passed over"):
-        assert best_checkpoint(tmp_path).name == "checkpoint.5"
 
 
 def test_old_ones_are_removed_but_for_the_best(tmp_path):
@@ -176,7 +124,7 @@ def test_at_whatever_call_it_dies_there_is_the_old_one_or_the_new(tmp_path, monk
                 (os, "replace"),
                 (os, "fsync"),
                 (shutil, "rmtree"),
-                (checkpoints, "_sha256"),
+                (checkpoints, "sha256"),
                 (checkpoints.Path, "mkdir"),
                 (checkpoints.Path, "write_text"),
             ):

@@ -407,6 +407,26 @@ def test_images_to_validate_on_are_tried_at_the_start(tmp_path, validation, mess
         make_trainer(tmp_path, model, labelled, validation_dataset=validation)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda x: x * 255, "got 0 to 255: divide 8-bit values by 255"),
+        (lambda x: x * 2 - 1, r"got -1 to 1: leave out Normalize\(0.5, 0.5\)"),
+    ],
+)
+@pytest.mark.parametrize("which", ["dataset", "validation_dataset"])
+def test_the_range_of_each_dataset_is_tried_at_the_start(tmp_path, change, message, which):
+    images = torch.rand(4, 1, 4, 4)
+    images[:, 0, 0, :2] = torch.tensor([0.0, 1.0])
+    given = dict(dataset=images, validation_dataset=images) | {which: change(images)}
+    with pytest.raises(ValueError, match=message) as raised:
+        make_trainer(tmp_path, None, given.pop("dataset"), **given)
+    if which == "validation_dataset":
+        assert str(raised.value).startswith("validation_dataset does not fit the model: images")
+    # a model of one's own may have another range
+    make_trainer(tmp_path / "own", Constant(), images, validation_dataset=change(images))
+
+
 @pytest.mark.parametrize("name", ["checkpoints_folder", "results_folder", "logs_folder"])
 def test_folders_are_tried_at_the_start(tmp_path, name):
     (tmp_path / "file").touch()

@@ -13,8 +13,8 @@ from accelerate.optimizer import AcceleratedOptimizer
 from small_trainings import Constant, events, make_trainer, names, stop_after
 
 from autoregressive_diffusion_pytorch.data.order import DeadWorkerError
-from autoregressive_diffusion_pytorch.training.checkpoints import check_checkpoint
 from autoregressive_diffusion_pytorch.training.loop import TrainingStopped
+from autoregressive_diffusion_pytorch.utils.manifests import check_checkpoint
 
 
 def test_shows_a_bar_with_loss_and_speed_a_summary_and_no_line_a_step(tmp_path, capsys):

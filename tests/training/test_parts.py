@@ -6,13 +6,13 @@ import pytest
 import torch
 from small_trainings import Augmented, Constant, events, make_trainer, names, stop_after
 
-from autoregressive_diffusion_pytorch.training.checkpoints import (
-    add_facts,
+from autoregressive_diffusion_pytorch.training.checkpoints import add_facts
+from autoregressive_diffusion_pytorch.training.loop import TrainingStopped
+from autoregressive_diffusion_pytorch.utils.manifests import (
     best_checkpoint,
     check_checkpoint,
     validation_loss,
 )
-from autoregressive_diffusion_pytorch.training.loop import TrainingStopped
 
 
 def test_a_stop_at_a_checkpoint_is_made_up_for(tmp_path):

@@ -6,7 +6,7 @@ from small_trainings import SMALL, Seeded, gradients, names, run_by_two, trainer
 
 from autoregressive_diffusion_pytorch import ImageAutoregressiveFlow
 from autoregressive_diffusion_pytorch.evaluation.drawing import draw_images
-from autoregressive_diffusion_pytorch.training.checkpoints import check_checkpoint
+from autoregressive_diffusion_pytorch.utils.manifests import check_checkpoint
 
 
 @pytest.fixture

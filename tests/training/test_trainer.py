@@ -28,9 +28,9 @@ from small_trainings import (
 from torch.utils.data import TensorDataset
 
 from autoregressive_diffusion_pytorch import AutoregressiveFlow, Trainer
-from autoregressive_diffusion_pytorch.training.checkpoints import check_checkpoint, read_manifest
 from autoregressive_diffusion_pytorch.training.loop import TrainingStopped
 from autoregressive_diffusion_pytorch.training.parts import Part
+from autoregressive_diffusion_pytorch.utils.manifests import check_checkpoint, read_manifest
 
 
 def test_trains_anything_with_a_loss_and_a_sample(tmp_path):

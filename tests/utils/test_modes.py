@@ -11,7 +11,7 @@ from autoregressive_diffusion_pytorch import AutoregressiveDiffusion, Autoregres
 from autoregressive_diffusion_pytorch.utils.modes import (
     checkpoint_gradients,
     compiled,
-    share_failures,
+    in_precision,
 )
 
 
@@ -53,8 +53,7 @@ def test_where_the_compiler_fails_the_function_runs_as_it_is_after_one_warning(o
         assert call(torch.ones(())) == 2
         # nor is it tried again, in another closure or for a copy
         assert compiled(closure(), owner, backend=broken)(torch.ones(())) == 2
-        copied = copy.deepcopy(owner)
-        share_failures(owner, copied)
+        copied = in_precision(owner, "bf16")
         assert compiled(closure(), copied, backend=broken)(torch.ones(())) == 2
     assert len(attempts) == 1
     other = nn.Linear(1, 1)
