@@ -4,8 +4,8 @@
 
 A folder is a copy of a small run in which one file is damaged: cut off, changed, deleted, or JSON
 with a key taken away or of another type. A command on it must work, or end with one line. Whole
-checkpoints must still be there after it. A command line is a command with some of its options, each
-with a value that fits or does not.
+checkpoints must still be there after it. A command line is a command with some of its options; two
+in three have values that fit each option, in the others a third of the values do not.
 """
 
 import argparse
@@ -26,6 +26,7 @@ import numpy as np
 from accelerate.state import AcceleratorState, GradientState
 from click.testing import CliRunner
 from faults import mutated
+from PIL import Image
 
 from autoregressive_diffusion_pytorch.cli import main as ardiff
 from autoregressive_diffusion_pytorch.utils.manifests import (
@@ -64,11 +65,46 @@ ON_A_RUN = [
     "resume RUN --steps 6",
     "tune RUN digits --images 20 --count 10 --dry-run",
 ]
+# what keeps a command short
 SHORT = dict(
-    sample="--count 2",
-    complete="--count 1",
-    evaluate="--images 4 --count 4 --features none",
-    tune="--images 20 --count 10",
+    check="",
+    train="",
+    resume="--steps 6 --minutes 0.02",
+    sample="--count 2 --steps 2",
+    complete="--count 1 --steps 2 --keep-rows 4",
+    evaluate="--images 10 --count 10 --features none --steps 2 --tolerance 0.5",
+    export="",
+    tune="--images 20 --count 10 --dry-run",
+)
+TOO_LONG = ("help", "compile", "workers", "curve")
+MISLEADING = ("surprise", "num_epochs", "names", "name", "guidance_scale", "channels")  # by others
+# values that fit, where the kind of an option says too little
+FITTING = dict(
+    head=["flow", "diffusion"],
+    solver=["dpmpp_2m", "euler", "heun"],
+    features=["none"],
+    tolerance=[0.1, 0.5],
+    log_with=["tensorboard"],
+    hold_out=[0.1, 0.3],
+    checkpoint=[2, 4],
+    keep_rows=[0, 2, 4, 8],
+    image_size=[8],
+    patch_size=[2, 4],
+    channels=[1, 3],
+    max_pixels=[72, 10**6],
+    only=[0, 1, 5],
+    names=["0", "7", "x"],
+    name=["0", "7", "x"],
+    output=["out.png", "out.json"],
+    files=["out"],
+    images=[10, 20],
+    count=[10],
+    num_train_steps=[1, 6],
+    source=["digits"],
+    run_folder=["out"],
+    surprise=["image/00000.png"],
+    max_minutes=[0.01, 0.02],
+    minutes=[0.01, 0.02],
 )
 VALUES = ["0", "1", "-1", "0.5", "1e9", "nan", "", "x", "ä", "/proc/x", "\ud800"]
 
@@ -159,43 +195,75 @@ def folders(folder: Path, count: int) -> bool:
     return not (outcomes["traceback"] or lost)
 
 
-def a_value(kind: click.ParamType, choose: random.Random) -> str:
-    """A value of an option, mostly of its kind."""
-    if choose.random() < 0.2:
-        return choose.choice(VALUES)
+def a_value(parameter: click.Option, choose: random.Random) -> list[str]:
+    """Values of an option that fit its kind, as many as it takes."""
+    kind, count = parameter.type, parameter.nargs
+    if parameter.name in FITTING:
+        return [str(choose.choice(FITTING[parameter.name]))]
     if isinstance(kind, click.Choice):
-        return choose.choice(list(kind.choices))
+        return [choose.choice([value for value in kind.choices if value != "fp16"])]
     if isinstance(kind, click.IntRange):
-        return str(choose.randint(1, 8))
-    if isinstance(kind, (click.FloatRange, click.Tuple)):
-        return str(choose.choice([0.01, 0.5, 1, 2]))
-    return choose.choice(["none", "flow", "heun", "0", "1", "out.png", "out.json"])
+        return [str(choose.randint(1, 8))]
+    return [str(value) for value in sorted(choose.choices([0.25, 0.5, 1, 2], k=count))]
+
+
+def a_line(name: str, places: dict[str, list], choose: random.Random) -> list[str]:
+    """A command with some of its options: most lines fit all through, others in part."""
+    wrong = choose.choice([0, 0, 0.3])  # share of the words that do not fit
+
+    def word_or(fitting: list[str]) -> list[str]:
+        return [choose.choice(VALUES) if choose.random() < wrong else word for word in fitting]
+
+    words = [name, *SHORT[name].split()]
+    share = 2 / len(ardiff.commands[name].params)  # about two options
+    for parameter in ardiff.commands[name].params:
+        if isinstance(parameter, click.Argument):
+            words += word_or([str(choose.choice(places[f"{name} {parameter.name}"]))])
+        elif parameter.name not in TOO_LONG and choose.random() < share:
+            if wrong == 0 and parameter.name in MISLEADING:
+                continue
+            flags = parameter.opts + parameter.secondary_opts
+            words.append(choose.choice(flags))
+            words += [] if parameter.is_flag else word_or(a_value(parameter, choose))
+    return words
 
 
 def commands(folder: Path, count: int) -> bool:
     choose = random.Random(0)
-    outcomes = Counter()
-    run = folder / "run"
+    outcomes, of_commands = Counter(), Counter()
+    run, labelled, photos = folder / "run", folder / "labelled", folder / "photos"
+    options = [*TINY, "--hold-out", "0.01", "--labels"]
+    assert call(["train", "digits", "--run", str(labelled), *options])[0] == "works"
+    shape = dict(shape=(12, 9, 8, 3), dtype="uint8")
+    for i, image in enumerate(np.random.default_rng(0).integers(256, size=shape.pop("shape"))):
+        file = photos / "ab"[i % 2] / f"{i}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image.astype(**shape)).save(file)
     for i in range(count):
         name = choose.choice(sorted(ardiff.commands))
-        command = ardiff.commands[name]
-        arguments = [name, *SHORT.get(name, "").split()]
-        for parameter in command.params:
-            if isinstance(parameter, click.Argument):
-                arguments.append(str(choose.choice([run, "digits", "/nowhere", folder])))
-            elif parameter.name not in ("help", "compile", "workers") and choose.random() < 0.2:
-                arguments.append(choose.choice(parameter.opts))
-                if not parameter.is_flag:
-                    arguments += [a_value(parameter.type, choose) for _ in range(parameter.nargs)]
+        copy = folder / "copy"  # what goes on with a run changes it
+        shutil.rmtree(copy, ignore_errors=True)
+        shutil.copytree(choose.choice([run, labelled]), copy)
+        places = {f"{command} run_folder": [copy] for command in ardiff.commands}
+        places |= {
+            "train source": ["digits", photos],
+            "check folder": [photos, folder],
+            "complete image_file": [photos / "a" / "0.png", folder / "image" / "00000.png"],
+            "evaluate source": ["digits"],
+            "tune source": ["digits"],
+            "export folder": [folder / f"export{i}"],
+        }
+        line = a_line(name, places, choose)
         if name == "train":
-            arguments += [*TINY, "--run", str(folder / f"train{i}"), "--minutes", "0.02"]
-        if name == "resume":
-            arguments += ["--minutes", "0.02"]
-        outcome, said = call(arguments, seconds=10)
+            sizes = [] if "digits" in line else ["--image-size", "8", "--patch-size", "4"]
+            line += [*sizes, *TINY, "--run", str(folder / f"train{i}"), "--minutes", "0.02"]
+        outcome, said = call(line, seconds=10)
         outcomes[outcome] += 1
+        of_commands[f"{name} {outcome}"] += 1
         if outcome == "traceback":
-            print(f"traceback: {arguments}\n{said}")
+            print(f"traceback: {line}\n{said}")
     print(f"{count} random command lines: {dict(outcomes)}")
+    print(", ".join(f"{name}: {number}" for name, number in sorted(of_commands.items())))
     return not outcomes["traceback"]
 
 
