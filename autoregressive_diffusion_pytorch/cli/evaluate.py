@@ -9,7 +9,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from ..utils.files import atomic_write_text
+from ..utils.files import atomic_write_text, check_file
 from .measuring import checkpoint_and_output, feature_network, images_of
 from .options import (
     COUNT,
@@ -133,6 +133,7 @@ def _report(
         # what is wrong is told before hours of work
         if curve:
             need_matplotlib()
+            check_file("--curve", output.with_suffix(".png"))
         dataset = images_of(config, source, images)
         model, accelerator = load_model(config, folder)
         given = {name: options[name] for name in SAMPLING}

@@ -189,7 +189,7 @@ def load_model(config: dict[str, Any], checkpoint: Path) -> tuple[ImageAutoregre
 
     accelerator = Accelerator()
     atexit.register(accelerator.state.destroy_process_group)  # or it may be aborted at the very end
-    with one_line_errors((ValueError,)):
+    with one_line_errors((ValueError, OSError)):
         model = model_class(config).from_pretrained(checkpoint).to(accelerator.device)
         model.generation = GenerationSettings.load(checkpoint.parents[1])
     if accelerator.is_main_process:

@@ -102,7 +102,7 @@ def tune(
     try:
         plot_tuning(report, output.with_suffix(".png"))
         click.echo(output.with_suffix(".png"))
-    except ModuleNotFoundError as error:
+    except (ModuleNotFoundError, OSError) as error:  # the settings are worth more
         click.echo(error, err=True)
     given = tuning.settings.given().items()
     chosen = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in given)

@@ -61,6 +61,18 @@ def test_an_output_that_cannot_be_written(call, run, monkeypatch, command):
     assert output.strip().count("\n") == 0
 
 
+def test_a_curve_that_cannot_be_written(call, run, monkeypatch):
+    Path("x.png").mkdir()
+    monkeypatch.setattr(ImageAutoregressiveFlow, "from_pretrained", None)
+    command = ("evaluate", "run", "--features", "none", "--curve", "--output", "x.json")
+    assert "--curve x.png cannot be written: it is a folder" in failed(call(*command))
+
+
+def test_settings_that_cannot_be_read(call, run):
+    Path("run/generation.json").mkdir()
+    assert "Is a directory: 'run/generation.json'" in failed(call("sample", "run", "--count", 1))
+
+
 def test_a_read_only_run_is_drawn_and_measured_from(call, run, read_only):
     Image.new("L", (8, 8)).save("image.png")
     read_only("run")

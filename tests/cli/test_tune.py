@@ -5,7 +5,7 @@ from command_line import TINY, failed, succeeded
 from PIL import Image
 
 from autoregressive_diffusion_pytorch import ImageAutoregressiveFlow
-from autoregressive_diffusion_pytorch.evaluation import tuning
+from autoregressive_diffusion_pytorch.evaluation import plots, tuning
 from autoregressive_diffusion_pytorch.models.settings import GenerationSettings
 from autoregressive_diffusion_pytorch.utils.modes import best_precision
 
@@ -146,6 +146,19 @@ def test_what_was_tuned_is_drawn_completed_evaluated_and_exported(
         assert "digits/generation.json holds no generation settings" in failed(
             call(*command, "runs/digits", *arguments)
         )
+
+
+@pytest.mark.parametrize("error", [OSError("no space"), ModuleNotFoundError("no matplotlib")])
+def test_a_picture_that_cannot_be_drawn_costs_no_settings(
+    call, tmp_path, found, monkeypatch, error
+):
+    def fail(*args):
+        raise error
+
+    monkeypatch.setattr(plots, "plot_tuning", fail)
+    succeeded(call("train", *TINY, "--hold-out", 0.015))
+    assert str(error) in succeeded(call("tune", "runs/digits")).stderr
+    assert GenerationSettings.load(tmp_path / "runs/digits") == found[0]
 
 
 def test_a_dry_run_writes_no_settings(call, tmp_path, found):
