@@ -2,12 +2,14 @@ import json
 import os
 import subprocess
 import sys
+from unittest.mock import Mock
 
 import pytest
 from command_line import TINY, failed, succeeded
 from PIL import Image
 
 from autoregressive_diffusion_pytorch.cli import main
+from autoregressive_diffusion_pytorch.evaluation import tuning
 
 
 @pytest.mark.parametrize(
@@ -99,7 +101,7 @@ def test_two_processes_share_a_run_its_samples_and_its_evaluation(call, tmp_path
     )
 
 
-def test_every_command_takes_the_best_checkpoint_and_says_so(call, tmp_path):
+def test_every_command_takes_the_best_checkpoint_and_says_so(call, tmp_path, monkeypatch):
     options = ("--hold-out", 0.01, "--checkpoint-every", 1, "--steps", 3)
     succeeded(call("train", *TINY[:-2], *options, "--keep-last", 3))
     folders = sorted((tmp_path / "runs/digits/checkpoints").iterdir())
@@ -107,8 +109,12 @@ def test_every_command_takes_the_best_checkpoint_and_says_so(call, tmp_path):
         manifest = json.loads((folder / "manifest.json").read_text())
         (folder / "manifest.json").write_text(json.dumps(manifest | dict(validation_loss=loss)))
     run = "runs/digits"
+    Image.new("L", (8, 8)).save("image.png")
+    monkeypatch.setattr(tuning, "tune", Mock(side_effect=ValueError("no tuning here")))
+    assert "checkpoint.2 (validation loss 0.1000)" in failed(call("tune", run))
     for command in (
         ("sample", run, "--count", 1),
+        ("complete", run, "image.png", "--keep-rows", 6, "--count", 1),
         ("evaluate", run, "--features", "none", "--images", 2, "--count", 0),
         ("export", run, "model"),
     ):

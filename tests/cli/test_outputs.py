@@ -120,3 +120,21 @@ def test_messages_speak_of_options(command, message, expected):
         context = type(parent)(main.commands[command], parent=parent)
         with context.scope():
             assert in_options(message) == expected
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("sample run --guidance 2", "--guidance other than 1 needs a run that was trained with"),
+        ("sample run --guidance-interval 3 1", "--guidance-interval must be"),
+        ("train flat --labels --run new", "flat holds no folder of images: labels need a folder"),
+        ("train --run run", "already holds a run with checkpoint.2: `ardiff resume run` goes on"),
+        ("train --run new --precision fp16", "--precision fp16 needs a GPU"),
+        ("train --patch-size 3 --run new", "--patch-size 3 does not divide --image-size 8"),
+    ],
+)
+def test_no_message_speaks_of_arguments(call, run, flowers, tmp_path, command, message):
+    flowers.rename("flat")
+    output = failed(call(*command.split())).splitlines()[-1]
+    assert message in output
+    assert "_" not in output.replace(str(tmp_path), "")

@@ -5,6 +5,7 @@ import sys
 from itertools import pairwise
 
 import pytest
+import torch
 from command_line import TINY, failed, succeeded
 from PIL import Image
 
@@ -302,6 +303,22 @@ def test_a_damaged_image_is_named_by_a_worker_too(call, flowers):
     assert "flowers/0.jpg is a text file, not an image" in output
     assert "leave such files out with: ardiff resume runs/flowers --skip-damaged" in output
     assert "Traceback" not in output
+
+
+def test_a_damaged_image_that_is_held_out_costs_no_training(call, flowers, tmp_path, caplog):
+    held_out = torch.randperm(6, generator=torch.Generator().manual_seed(0))[4:].tolist()
+    file = flowers / f"{held_out[1]}.jpg"
+    file.write_bytes(file.read_bytes()[:200])
+    sizes = ("--image-size", 8, "--patch-size", 4, "--hold-out", 0.3)
+    succeeded(call("train", flowers, *TINY, *sizes, "--checkpoint-every", 1, "--run", "run"))
+    for step in (1, 2):
+        manifest = read_manifest(tmp_path / f"run/checkpoints/checkpoint.{step}")
+        assert manifest["validation_loss"] is None
+        message = f"the validation of step {step} failed, the training goes on without: {file}"
+        assert message in caplog.text
+    with pytest.warns(UserWarning, match="1 of 6 image files are left out"):
+        succeeded(call("resume", "run", "--steps", 3, "--skip-damaged"))
+    assert read_manifest(tmp_path / "run/checkpoints/checkpoint.3")["validation_loss"] > 0
 
 
 def test_a_limit_of_pixels(call, flowers):

@@ -398,6 +398,27 @@ def test_what_is_left_out_is_counted_in_one_warning(tmp_path):
         assert len(ImageDataset(tmp_path / "plain", 8)) == 1
 
 
+@pytest.mark.filterwarnings("ignore:left out of")
+@pytest.mark.parametrize("labelled", [False, True])
+def test_links_are_followed_and_leftovers_are_no_images(tmp_path, labelled):
+    folder, store = tmp_path / "images", tmp_path / "store"
+    for path in (folder / "dog", store, folder / "__MACOSX" / "dog", folder / ".ipynb_checkpoints"):
+        path.mkdir(parents=True)
+        Image.fromarray(CORNERS).save(path / "a.png")
+    (folder / "__MACOSX" / "dog" / "._a.png").write_bytes(b"\0\5\x16\7" + bytes(99))
+    (folder / "cat").symlink_to(store)
+    (folder / "dog" / "self.png").symlink_to("self.png")
+    (folder / "dog" / "up").symlink_to("..")
+    dataset = ImageDataset(folder, 16, labels_from_folders=labelled)
+    assert [path.relative_to(folder).as_posix() for path in dataset.paths] == [
+        "cat/a.png",
+        "dog/a.png",
+    ]
+    if labelled:
+        assert dataset.classes == ["cat", "dog"]
+        assert [label for _, label in dataset] == [0, 1]
+
+
 def test_without_augmentation_the_images_are_as_they_are(tmp_path):
     Image.fromarray(CORNERS).save(tmp_path / "a.png")
     dataset = ImageDataset(tmp_path, 16, augment_horizontal_flip=True, cache_in_memory=True)

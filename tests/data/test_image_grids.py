@@ -60,6 +60,16 @@ def test_names_stand_beside_the_rows(tmp_path, channels):
     assert first < second < margin
 
 
+@pytest.mark.parametrize("pair", ["猫犬", "жщ", "λφ", "ねこ", "אב", "🐱🐶"])
+def test_names_of_any_script_can_be_told_apart(tmp_path, pair):
+    pictures = []
+    for name in pair:
+        save_image_grid(torch.zeros(1, 3, 16, 16), tmp_path / "grid.png", 1, [name])
+        picture = Image.open(tmp_path / "grid.png")
+        pictures.append((picture.size, picture.tobytes()))
+    assert pictures[0] != pictures[1]
+
+
 @pytest.mark.parametrize("channels", [1, 2, 3, 4])
 def test_files_hold_the_images(tmp_path, channels):
     images = torch.rand(2, channels, 5, 7)

@@ -1,5 +1,6 @@
 import copy
 import json
+from functools import partial
 from math import inf, nan
 
 import pytest
@@ -291,6 +292,15 @@ def test_bf16_draws_as_a_copy_of_rounded_weights_does(make):
         2, labels=1, precision="bf16", temperature=0.9, generator=torch.Generator().manual_seed(0)
     )
     assert torch.equal(last, drawn if isinstance(model, ImageAutoregressiveFlow) else drawn[:, -1])
+
+
+def test_an_unknown_option_is_told_with_the_nearest_known_one():
+    model, image_model = small_model(), small_image_model()
+    complete = partial(image_model.complete, torch.rand(1, 1, 4, 4), 2)
+    for draw in (model.sample, model.stream, image_model.sample, image_model.stream, complete):
+        hint = r"got an unexpected argument 'guidance': did you mean 'guidance_scale'\?"
+        with pytest.raises(TypeError, match=hint):
+            draw(guidance=2)
 
 
 def test_other_precisions():
