@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from .options import COUNT, POSITIVE, add_options, option, run_argument
+from .options import COUNT, FACTOR, POSITIVE, add_options, option, run_argument
 from .run import check_source, dataset_of, listed, read_config, write_config
 from .training import build_trainer, check_apart, run_trainer
 
@@ -24,6 +24,7 @@ TRAINER_OPTIONS = add_options(
     option("--batch-size", COUNT, "Images per process and batch."),
     option("--learning-rate", POSITIVE, "Highest one."),
     option("--lr-schedule", click.Choice(["constant", "cosine"]), "Constant or falling."),
+    option("--weight-decay", FACTOR, "Of the matrices."),
     option("--max-grad-norm", POSITIVE, "Clip gradients to this norm."),
     option("--nonfinite", click.Choice(["stop", "skip"]), "At a step that is not finite."),
     switch("gradient-checkpointing", "Less memory, slower."),
@@ -35,6 +36,7 @@ TRAINER_OPTIONS = add_options(
 DATASET_OPTIONS = add_options(
     switch("flip", "Mirror images at random.", "augment_horizontal_flip"),
     switch("skip-damaged", "Leave out files that cannot be read."),
+    option("--max-pixels", COUNT, "The largest image to read."),
     switch("cache", "Keep images in memory.", "cache_in_memory"),
 )
 RUN_OPTIONS = add_options(
@@ -108,6 +110,8 @@ def _change(config: dict[str, Any], changes: dict[str, Any]) -> None:
         raise click.UsageError(
             "--batch-size and --accumulate change the steps of --epochs: give --steps or --epochs"
         )
+    if "weight_decay" in changes:
+        config["trainer"]["adam_kwargs"] = dict(weight_decay=changes.pop("weight_decay"))
     if "hold_out" in changes:
         config["num_images"] = None
     sections = {name: section for section in SECTIONS for name in _names(SECTIONS[section])}

@@ -51,7 +51,7 @@ def fault_of_opening(path: Path, error: OSError) -> DamagedImageError:
 
 
 def fault_of_size(path: Path, max_pixels: int) -> DamagedImageError:
-    how = "scale it down, or raise max_pixels (`ardiff train --max-pixels`)"
+    how = "scale it down, or raise max_pixels"
     message = f"{path} has more pixels than the limit of {max_pixels:,}: {how}"
     return DamagedImageError(message, TOO_LARGE)
 

@@ -144,6 +144,7 @@ def test_options_that_can_change_are_remembered(call, flowers, tmp_path):
         *("--steps", 4, "--batch-size", 3, "--accumulate", 2, "--workers", 1, "--cache"),
         *("--precision", "auto", "--sample-every", 3, "--checkpoint-every", 1, "--keep-last", 2),
         *("--lr-schedule", "cosine", "--max-grad-norm", 0.5, "--nonfinite", "skip", "--flip"),
+        *("--weight-decay", 0.3, "--max-pixels", 10_000),
         *("--learning-rate", 0.01, "--log-with", "tensorboard", "--gradient-checkpointing"),
     )
     succeeded(call("resume", "run", *options))
@@ -162,7 +163,9 @@ def test_options_that_can_change_are_remembered(call, flowers, tmp_path):
         nonfinite="skip",
         learning_rate=0.01,
         gradient_checkpointing=True,
+        adam_kwargs=dict(weight_decay=0.3),
     )
+    assert config["dataset"]["max_pixels"] == 10_000
     assert expected.items() <= config["trainer"].items()
     assert sorted(path.name for path in (tmp_path / "run/checkpoints").iterdir()) == [
         "checkpoint.3",
