@@ -34,7 +34,7 @@ def read_config(run_folder: Path) -> dict[str, Any]:
         config = json.loads(file.read_text())
     except FileNotFoundError:
         raise click.ClickException(
-            f"{run_folder} holds no config.json: it is not the folder of a run"
+            f"{run_folder} holds no config.json: it is not the folder of a run{_nearby(run_folder)}"
         ) from None
     except (OSError, ValueError) as error:
         raise click.ClickException(f"{file} cannot be read: {error}") from error
@@ -76,13 +76,22 @@ def _check_config(file: Path, config: Any) -> None:
         for key, kind in keys.items():
             name = ".".join((*section, key))
             if key not in values:
-                raise click.ClickException(f"{file} lacks the key {name!r}")
+                message = f"{file} lacks the key {name!r}{_nearby(file.parent)}"
+                raise click.ClickException(message)
             if not isinstance(values[key], kind):
                 raise click.ClickException(f"{file}: {name!r} must not be {values[key]!r}")
     try:
         head_class(config["head"])
     except ValueError as error:
         raise click.ClickException(f"{file}: {error}") from error
+
+
+def _nearby(folder: Path) -> str:
+    """A hint for who names a checkpoint, or the folder of checkpoints, instead of the run."""
+    for parent in (folder.parent, folder.parent.parent):
+        if (parent / "config.json").is_file() and (parent / "checkpoints").is_dir():
+            return f"; that is {parent}"
+    return ""
 
 
 def write_config(config: dict[str, Any], run_folder: Path) -> None:

@@ -68,6 +68,8 @@ class ImageTrainer(Trainer):
         **kwargs,
     ):
         check_positive_int(save_results_every=save_results_every, num_samples=num_samples)
+        if "batch_size" in (sample_kwargs or {}):
+            raise ValueError("sample_kwargs must not hold 'batch_size': num_samples says it")
 
         def as_items(name: str, dataset: Dataset) -> TrainingItems:
             check_dataset(name, dataset, self.item)

@@ -28,6 +28,7 @@ from .loop import Part, TrainingLoop
 from .optim import learning_rate_at, make_average, make_optimizer
 from .parts import Checkpoints, Validation
 from .state import TrainingState
+from .together import one_line
 from .trial import check_dataset, try_folders, try_item
 
 DEFAULT_STEPS = 70_000
@@ -231,8 +232,14 @@ class Trainer(TrainingLoop):
             for i in range(0, len(self.dataset), stride):
                 with suppress(DamagedImageError):  # the training handles them
                     items.append(self.dataset[i])
-        if items:
-            self.call(model.measure, collate(items))
+        if not items:
+            return
+        try:
+            batch = collate(items)
+        except (RuntimeError, TypeError, KeyError) as error:
+            what = f"dataset gives {self.item}s that make no batch"
+            raise ValueError(f"{what}: {one_line(error)}") from error
+        self.call(model.measure, batch)
 
     def _prepare(
         self,

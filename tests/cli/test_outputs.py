@@ -122,6 +122,15 @@ def test_messages_speak_of_options(command, message, expected):
             assert in_options(message) == expected
 
 
+def test_who_names_a_checkpoint_is_told_the_run(call, run):
+    for inner, fault in (
+        ("checkpoints", "holds no config.json: it is not the folder of a run"),
+        ("checkpoints/checkpoint.2", "config.json lacks the key 'source'"),
+    ):
+        output = failed(call("sample", f"run/{inner}"))
+        assert f"{fault}; that is run\n" in output
+
+
 @pytest.mark.parametrize(
     ("command", "message"),
     [

@@ -371,6 +371,14 @@ def test_arguments_of_the_grids_are_tried_at_the_start(tmp_path, sample_kwargs, 
         make_trainer(tmp_path, sample_kwargs=sample_kwargs)
 
 
+def test_what_makes_no_grid_and_no_batch_is_told_at_the_start(tmp_path):
+    with pytest.raises(ValueError, match="sample_kwargs must not hold 'batch_size': num_samples"):
+        make_trainer(tmp_path, sample_kwargs=dict(batch_size=3))
+    images = [*torch.rand(3, 1, 4, 4), torch.rand(1, 5, 5)]
+    with pytest.raises(ValueError, match=r"dataset gives images that make no batch: .*equal size"):
+        make_trainer(tmp_path, images=images)
+
+
 class Silent(torch.nn.Linear):
     def __init__(self):
         super().__init__(1, 1)
