@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import re
 import signal
+import sys
+import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
@@ -17,6 +20,10 @@ from ..utils.rng import generator_for, preserved_rng, seed_cpu
 
 # of a DataLoader: what decides which items make a batch
 BATCH_ARGUMENTS = {"batch_size", "shuffle", "sampler", "batch_sampler", "drop_last"}
+
+# Before 3.10.15, 3.11.10 and 3.12 a process that CPython forks waits for ever for its lock of all
+# thread states, if another thread holds it at that moment (python/cpython#112275).
+FORKS_WITH_LOCKS = sys.version_info < (3, 10, 15) or (3, 11) <= sys.version_info < (3, 11, 10)
 
 
 def endless_batches(
@@ -49,7 +56,17 @@ def _read(
     # the loader's own draws come from a generator of its own: the global one is the training's
     settings = dict(generator=torch.Generator()) | dataloader_kwargs | order
     settings["worker_init_fn"] = init_worker
-    batches = iter(DataLoader(SeededItems(items), **settings))
+    loader = DataLoader(SeededItems(items), **settings)
+    if (
+        FORKS_WITH_LOCKS
+        and loader.num_workers > 0
+        and dist.is_available()
+        and dist.is_initialized()
+    ):
+        # the threads of a process group take that lock when they drop what they have exchanged,
+        # soon after a collective ends: without the GIL for a while, they come to their end
+        time.sleep(0.2)
+    batches = iter(loader)
     try:
         while True:
             with preserved_rng(torch.device("cpu")):  # items seed the generators

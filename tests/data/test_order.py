@@ -1,13 +1,16 @@
 import os
 import random
 import signal
+import threading
 from contextlib import closing
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from torch.utils.data import Dataset
 
+from autoregressive_diffusion_pytorch.data import order
 from autoregressive_diffusion_pytorch.data.order import (
     DeadWorkerError,
     batches_of,
@@ -119,6 +122,21 @@ def test_batches_of_some_items_are_the_same_each_time():
     first, second = (list(batches_of(Noisy(9), [1, 8, 3], 2)) for _ in range(2))
     assert [batch["labels"].tolist() for batch in first] == [[1, 8], [3]]
     assert all(map(same, first, second))
+
+
+def test_workers_start_when_the_threads_of_a_process_group_have_ended_their_work(monkeypatch):
+    ended = []
+
+    class Seeing(Noisy):
+        def __getitem__(self, index):
+            return dict(labels=len(ended))
+
+    monkeypatch.setattr(order, "FORKS_WITH_LOCKS", True)
+    several_processes = SimpleNamespace(is_available=lambda: True, is_initialized=lambda: True)
+    monkeypatch.setattr(order, "dist", several_processes)
+    threading.Timer(0.05, ended.append, [None]).start()
+    with closing(batches_of(Seeing(1), [0], 1, num_workers=1)) as batches:
+        assert next(batches)["labels"].item() == 1
 
 
 class Deadly(Noisy):
