@@ -41,6 +41,7 @@ from autoregressive_diffusion_pytorch.utils.manifests import (
 )
 
 STEPS, EVERY = 60, 4
+TIMEOUT = 600  # seconds for a command
 # augmented by dropped labels, accumulated, validated, read by a worker, in the device's precision
 TRAINING = (
     "train digits --labels --dim 64 --depth 2 --heads 2 --mlp-width 64 --batch-size 16 "
@@ -66,9 +67,31 @@ def start(arguments: list[str], processes: int, log: Path) -> subprocess.Popen:
         )
 
 
+def end(process: subprocess.Popen) -> None:
+    """Kills a command with all its processes: the launcher's have groups of their own."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        family = [
+            psutil.Process(process.pid),
+            *psutil.Process(process.pid).children(recursive=True),
+        ]
+        for member in family:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                member.kill()
+        psutil.wait_procs(family[1:])
+    process.wait()
+
+
+def exit_code(process: subprocess.Popen) -> int:
+    """Waits for a command; one that hangs is killed, and raises `subprocess.TimeoutExpired`."""
+    try:
+        return process.wait(timeout=TIMEOUT)
+    except subprocess.TimeoutExpired:
+        end(process)
+        raise
+
+
 def finish(arguments: list[str], processes: int, log: Path) -> None:
-    process = start(arguments, processes, log)
-    if process.wait(timeout=600) != 0:
+    if exit_code(start(arguments, processes, log)) != 0:
         raise RuntimeError(f"{arguments} failed:\n{log.read_text(errors='replace')[-3000:]}")
 
 
@@ -108,8 +131,9 @@ def kill(
     run: Path, process: subprocess.Popen, step: int, delay: float, while_saving: bool
 ) -> tuple[int, bool]:
     """Kills a training a while after it saved a step, or at the next save: the last step it was
-    seen to save, if it was saving."""
+    seen to save, if it was saving. One that hangs before raises `subprocess.TimeoutExpired`."""
     deadline = math.inf
+    patience = time.monotonic() + TIMEOUT
     saved = 0
     while process.poll() is None:
         names = os.listdir(run / "checkpoints") if (run / "checkpoints").is_dir() else []
@@ -119,17 +143,10 @@ def kill(
         saving = any(name.endswith(".partial") for name in names)
         if time.monotonic() > deadline and (saving or not while_saving):
             break
-    # the launcher's processes have groups of their own
-    with contextlib.suppress(psutil.NoSuchProcess):
-        family = [
-            psutil.Process(process.pid),
-            *psutil.Process(process.pid).children(recursive=True),
-        ]
-        for member in family:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                member.kill()
-        psutil.wait_procs(family[1:])
-    process.wait()
+        if time.monotonic() > patience:
+            end(process)
+            raise subprocess.TimeoutExpired(process.args, TIMEOUT)
+    end(process)
     left = os.listdir(run / "checkpoints") if (run / "checkpoints").is_dir() else []
     return saved, any(name.endswith((".partial", ".replaced")) for name in left)
 
@@ -144,39 +161,49 @@ def kills(folder: Path, count: int, processes: int) -> bool:
     ]
     pause = (times[-1] - times[0]) / (len(times) - 1)
     moments = random.Random(0)
-    identical = lost = saving = early = 0
+    identical = lost = hung = saving = early = 0
     for i in range(count):
         run = folder / f"killed-{i}"
         while_saving = i % 2 == 1
         process = start([*TRAINING, "--run", str(run)], processes, log)
         moment = moments.randrange(0, STEPS - EVERY, EVERY), moments.uniform(0, pause)
-        step, was_saving = kill(run, process, *moment, while_saving)
+        try:
+            step, was_saving = kill(run, process, *moment, while_saving)
+        except subprocess.TimeoutExpired:
+            hung += 1
+            print(f"{i + 1:3} DID NOT END before it was killed", flush=True)
+            shutil.rmtree(run, ignore_errors=True)
+            continue
         saving += was_saving
         checkpoints = list_checkpoints(run / "checkpoints")
         for checkpoint in checkpoints:
             check_checkpoint(checkpoint)  # none is damaged
         newest = max((int(checkpoint.name.split(".")[1]) for checkpoint in checkpoints), default=0)
         lost += newest < step
+        again = ["resume", str(run)]
         if newest == 0:  # killed before its first checkpoint: there is nothing to resume
             early += 1
             shutil.rmtree(run, ignore_errors=True)
-            finish([*TRAINING, "--run", str(run)], processes, log)
-        elif newest < STEPS:
-            finish(["resume", str(run)], processes, log)
-        last = newest_checkpoint(run / "checkpoints")
-        equal = same(last, expected)
-        identical += equal
+            again = [*TRAINING, "--run", str(run)]
+        try:
+            if newest < STEPS:
+                finish(again, processes, log)
+            equal = same(newest_checkpoint(run / "checkpoints"), expected)
+            identical += equal
+            outcome = "the same bits" if equal else "OTHER BITS"
+        except subprocess.TimeoutExpired:
+            hung += 1
+            outcome = "DID NOT END when it went on"
         print(
             f"{i + 1:3} killed after step {newest:2}"
-            f"{' in the midst of a save' if was_saving else '':23}"
-            f" {'the same bits' if equal else 'OTHER BITS'}",
+            f"{' in the midst of a save' if was_saving else '':23} {outcome}",
             flush=True,
         )
         shutil.rmtree(run)
     print(
         f"{count} runs of {processes} process{'es' if processes > 1 else ''} killed, {saving} of "
         f"them in the midst of a save and {early} before the first: {identical} ended with the "
-        f"bits of the undisturbed run, {lost} lost a checkpoint"
+        f"bits of the undisturbed run, {lost} lost a checkpoint, {hung} did not end"
     )
     return identical == count and not lost
 
@@ -199,7 +226,7 @@ def full_disk(folder: Path) -> bool:
         )
         try:
             own_log = folder / f"log-{bytes_there}"
-            code = start([*TRAINING, "--run", str(disk / "run")], 1, own_log).wait(timeout=600)
+            code = exit_code(start([*TRAINING, "--run", str(disk / "run")], 1, own_log))
             said = "could not be written, what was saved before is untouched" in own_log.read_text(
                 errors="replace"
             )
@@ -328,7 +355,7 @@ def payload(folder: Path) -> bool:
 
     write_checkpoint(run / "checkpoints", 5, forge)
     own_log = folder / "log-payload"
-    code = start(["resume", str(run), "--steps", "9"], 1, own_log).wait(timeout=600)
+    code = exit_code(start(["resume", str(run), "--steps", "9"], 1, own_log))
     refused = (
         code != 0
         and "is refused" in own_log.read_text(errors="replace")
