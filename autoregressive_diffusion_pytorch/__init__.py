@@ -6,15 +6,21 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:  # for editors and type checkers
     from .data.image_folder import ImageDataset as ImageDataset
     from .heads.elucidated_diffusion import ElucidatedDiffusion as ElucidatedDiffusion
+    from .heads.energy import EnergyScore as EnergyScore
+    from .heads.flow_map import FlowMap as FlowMap
     from .heads.head import Head as Head
     from .heads.mlp import MLP as MLP
     from .heads.rectified_flow import RectifiedFlow as RectifiedFlow
     from .models.autoregressive import Autoregressive as Autoregressive
     from .models.image import ImageAutoregressive as ImageAutoregressive
     from .models.presets import AutoregressiveDiffusion as AutoregressiveDiffusion
+    from .models.presets import AutoregressiveEnergy as AutoregressiveEnergy
     from .models.presets import AutoregressiveFlow as AutoregressiveFlow
+    from .models.presets import AutoregressiveFlowMap as AutoregressiveFlowMap
     from .models.presets import ImageAutoregressiveDiffusion as ImageAutoregressiveDiffusion
+    from .models.presets import ImageAutoregressiveEnergy as ImageAutoregressiveEnergy
     from .models.presets import ImageAutoregressiveFlow as ImageAutoregressiveFlow
+    from .models.presets import ImageAutoregressiveFlowMap as ImageAutoregressiveFlowMap
     from .models.settings import GenerationSettings as GenerationSettings
     from .training.image_trainer import ImageTrainer as ImageTrainer
     from .training.trainer import Trainer as Trainer
@@ -25,13 +31,19 @@ _LAZY_EXPORTS = {
     "MLP": "heads.mlp",
     "Autoregressive": "models.autoregressive",
     "AutoregressiveDiffusion": "models.presets",
+    "AutoregressiveEnergy": "models.presets",
     "AutoregressiveFlow": "models.presets",
+    "AutoregressiveFlowMap": "models.presets",
     "ElucidatedDiffusion": "heads.elucidated_diffusion",
+    "EnergyScore": "heads.energy",
+    "FlowMap": "heads.flow_map",
     "GenerationSettings": "models.settings",
     "Head": "heads.head",
     "ImageAutoregressive": "models.image",
     "ImageAutoregressiveDiffusion": "models.presets",
+    "ImageAutoregressiveEnergy": "models.presets",
     "ImageAutoregressiveFlow": "models.presets",
+    "ImageAutoregressiveFlowMap": "models.presets",
     "ImageDataset": "data.image_folder",
     "ImageTrainer": "training.image_trainer",
     "RectifiedFlow": "heads.rectified_flow",

@@ -11,6 +11,7 @@ import math
 import torch
 from torch import nn
 
+from autoregressive_diffusion_pytorch.heads.guidance import mix_conditions
 from autoregressive_diffusion_pytorch.heads.head import Head
 from autoregressive_diffusion_pytorch.utils.rng import randn
 
@@ -34,8 +35,9 @@ class GaussianHead(Head):
         return -self.log_prob(tokens, z) / tokens.shape[-1]
 
     def sample(self, z, *, guidance=(), temperature=1.0, generator=None):
+        z, guidance = mix_conditions(z, guidance)
         mean, log_scale = self.mean_and_log_scale(z)
-        for other, scale, _interval in guidance:  # a Gaussian has no noise levels to guide at
+        for other, scale, *_ in guidance:
             scale = torch.as_tensor(scale, dtype=mean.dtype, device=mean.device).unsqueeze(-1)
             mean = torch.lerp(self.mean_and_log_scale(other)[0], mean, scale)
         noise = randn(mean.shape, generator, mean.device, mean.dtype)

@@ -76,9 +76,16 @@ def sampling_options(default_count: int, counted: str):
             f"{TUNED} 1]",
         ),
         option(
+            "--guidance-target",
+            click.Choice(["tokens", "conditions"]),
+            "What guidance moves: the head's tokens, or the conditions that it reads, at no cost. "
+            f"{TUNED} tokens]",
+        ),
+        option(
             "--solver",
             None,
-            f"Solver of the head's sampler: dpmpp_2m, euler or heun. {TUNED} the head's]",
+            "Solver of the head's sampler: dpmpp_2m, euler or heun, and of a flow_map map. "
+            f"{TUNED} the head's]",
         ),
         option(
             "--steps",

@@ -23,7 +23,7 @@ AXES = dict(
     context_guidance=(1.0, 1.1, 1.25, 1.5, 2.0, 2.5, 3.0),
     guidance_scale=(1.0, 1.25, 1.5, 2.0, 3.0),
     temperature=(1.0, 0.95, 1.05, 0.9),
-    num_steps=(8, 16),
+    num_steps=(8, 16),  # or a head's own ones, twice and four times as many
 )
 ROUNDS = 2  # over all settings: the best value of one depends on the others
 # so many, at most so much further than the nearest, are drawn once more with other noise
@@ -61,7 +61,11 @@ def axes_of(model: ImageAutoregressive) -> dict[str, Sequence]:
         guidance_scale=can_guide,
         num_steps="num_steps" in model.head.sampling_options(),
     )
-    return {name: values for name, values in AXES.items() if learned.get(name, True)}
+    axes = {name: values for name, values in AXES.items() if learned.get(name, True)}
+    own_steps = model.head.sampling_settings().get("num_steps")
+    if own_steps not in (None, *AXES["num_steps"]):
+        axes["num_steps"] = tuple(own_steps * factor for factor in (1, 2, 4))
+    return axes
 
 
 def tune(

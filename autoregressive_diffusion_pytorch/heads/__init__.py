@@ -4,4 +4,6 @@
 HEADS = {
     "diffusion": f"{__name__}.elucidated_diffusion:ElucidatedDiffusion",
     "flow": f"{__name__}.rectified_flow:RectifiedFlow",
+    "flow_map": f"{__name__}.flow_map:FlowMap",
+    "energy": f"{__name__}.energy:EnergyScore",
 }

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from math import nan
+from functools import partial
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -20,13 +20,11 @@ from ..utils.modes import evaluating
 from ..utils.rng import Generators
 from ..utils.validation import check_above_zero, check_choice, check_positive_int
 from .guidance import Guidance
-from .head import Head
 from .likelihood import DensitySolver, FlowToNoise
 from .mlp import MLP
 from .sampler import Sampler
-from .solvers import SOLVERS, num_evaluations
-
-SIGMA_DATA = 0.5  # of a head that is not trained yet
+from .scale import ScaledHead
+from .solvers import SOLVERS, karras_schedule, num_evaluations
 
 
 class NoiseDraw(NamedTuple):
@@ -38,7 +36,7 @@ class NoiseDraw(NamedTuple):
     weight: Tensor | float  # of the squared error of F
 
 
-class DenoisingHead(Head):
+class DenoisingHead(ScaledHead):
     """A head whose network denoises tokens, for a path and noise levels that subclasses give.
 
     Args:
@@ -78,19 +76,19 @@ class DenoisingHead(Head):
         clamp_during_sampling: bool = False,
         num_noise_draws: int = 1,
     ):
-        super().__init__(dim_token, dim_z)
+        super().__init__(dim_token, dim_z, sigma_data)
         if not S_churn >= 0:
             raise ValueError(f"S_churn must be at least 0, got {S_churn}")
         if S_churn > 0 and solver not in (None, "heun"):
             raise ValueError(f"S_churn above 0 needs the solver 'heun', got {solver!r}")
         if solver is None:
             solver = "heun" if S_churn > 0 else "dpmpp_2m"
-        check_choice("solver", solver, SOLVERS)
+        check_choice("solver", solver, self.NUM_SAMPLE_STEPS)
         check_choice("clamp_during_sampling", clamp_during_sampling, (True, False))
         steps = self.NUM_SAMPLE_STEPS[solver] if num_sample_steps is None else num_sample_steps
         check_positive_int(num_sample_steps=steps, num_noise_draws=num_noise_draws)
-        check_above_zero(rho=rho, sigma_data=SIGMA_DATA if sigma_data is None else sigma_data)
-        self.net = MLP(dim_z, dim_token, depth=depth, width=width, dropout=dropout)
+        check_above_zero(rho=rho)
+        self.net = self.make_network(width=width, depth=depth, dropout=dropout)
         self.solver = solver
         self.num_sample_steps = num_sample_steps
         self.rho = rho
@@ -100,62 +98,12 @@ class DenoisingHead(Head):
         self.S_noise = S_noise
         self.clamp_during_sampling = clamp_during_sampling
         self.num_noise_draws = num_noise_draws
-        # a buffer, so that it is stored and moved with the weights; NaN until it is known
-        value = nan if sigma_data is None else float(sigma_data)
-        self.register_buffer("sigma_data", torch.tensor(value))
-        self._given_sigma_data = sigma_data
-        self._is_measured = sigma_data is not None
+
+    def make_network(self, **sizes) -> MLP:
+        return MLP(self.dim_z, self.dim_token, **sizes)
 
     def checkpoint_gradients(self) -> None:
         self.net.checkpoint_gradients()
-
-    # the scale of the tokens
-
-    @property
-    def is_measured(self) -> bool:
-        """Whether `sigma_data` is known: given, measured, or loaded with the weights."""
-        if not self._is_measured:
-            self._is_measured = not self.sigma_data.isnan().item()
-        return self._is_measured
-
-    @property
-    def scale(self) -> float:
-        """`sigma_data` as a number, `SIGMA_DATA` until it is known."""
-        return self.sigma_data.item() if self.is_measured else SIGMA_DATA
-
-    @property
-    def config(self) -> dict[str, Any]:
-        measured = self.sigma_data.item() if self.is_measured else None
-        known = measured if self._given_sigma_data is None else self._given_sigma_data
-        return super().config | dict(sigma_data=known)
-
-    @torch.no_grad()
-    def measure(self, tokens: Tensor) -> None:
-        """Takes the std of the entries of tokens (… d) for `sigma_data`, unless it is known."""
-        if not self.is_measured and tokens.numel() > 1:
-            std = tokens.float().std()
-            if std > 0:
-                self.sigma_data.copy_(std)
-                self._is_measured = True  # for torch.compile, which cannot ask the buffer
-
-    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args) -> None:
-        name = f"{prefix}sigma_data"
-        if not self.sigma_data.is_meta:
-            # weights of version 1.0.0 have no such entry: there it was an argument alone
-            if name not in state_dict:
-                state_dict[name] = torch.tensor(self.scale)
-            if state_dict[name].isnan():
-                state_dict[name] = self.sigma_data
-        super()._load_from_state_dict(state_dict, prefix, *args)
-        self._is_measured = not (self.sigma_data.is_meta or self.sigma_data.isnan())
-
-    def _apply(self, *args, **kwargs) -> DenoisingHead:
-        # follows the weights to their device, but is never rounded with them
-        sigma_data = self.sigma_data
-        super()._apply(*args, **kwargs)
-        if not (sigma_data.is_meta or self.sigma_data.is_meta):
-            self.sigma_data = sigma_data.to(self.sigma_data.device)
-        return self
 
     # the path, and the preconditioning of Table 1: network input and target have unit variance
 
@@ -168,8 +116,8 @@ class DenoisingHead(Head):
         """The path's signal scale at a sigma."""
 
     @abstractmethod
-    def network_time(self, sigma: float) -> float:
-        """A sigma as the network reads it."""
+    def network_time(self, sigma: Tensor) -> Tensor:
+        """Sigmas as the network reads them."""
 
     @abstractmethod
     def flow_to_noise(self, modulate: Callable[[Tensor], Tensor]) -> FlowToNoise:
@@ -180,6 +128,14 @@ class DenoisingHead(Head):
     ) -> Tensor | float:
         """The std of x_t: 1 / c_in."""
         return ((alpha * sigma_data) ** 2 + sigma**2) ** 0.5
+
+    def modulate_time(self, time: Tensor) -> Tensor:
+        """The part of the network's modulation by a time (…): (… m w)."""
+        return self.net.modulate_time(time)
+
+    def modulate_level(self, sigma: float) -> Tensor:
+        """The same by a sigma."""
+        return self.modulate_time(self.network_time(torch.tensor(sigma, dtype=torch.float64)))
 
     def output(
         self,
@@ -208,12 +164,12 @@ class DenoisingHead(Head):
         """The loss of each token, the mean over width and noise draws: (… d), (… dim) -> (…)."""
         if self.training:
             self.measure(tokens)
-        sigma_data = self.sigma_data if self.is_measured else SIGMA_DATA
+        sigma_data = self.training_scale
         tokens = tokens.expand(self.num_noise_draws, *tokens.shape)
         # noise levels and weights span orders of magnitude: never below single precision
         tokens = tokens.to(torch.promote_types(tokens.dtype, torch.float32))
         alpha, sigma, time, weight = self.draw_noise_levels(tokens[..., :1], sigma_data)
-        modulation = self.net.modulate(time.squeeze(-1), z)
+        modulation = self.modulate_time(time.squeeze(-1)) + self.net.modulate_z(z)
         noise = torch.randn_like(tokens)
         output = self.output(alpha * tokens + sigma * noise, alpha, sigma, modulation, sigma_data)
         # eq. 8, by F: the squared error of the denoised token is c_out² times that of F
@@ -264,7 +220,14 @@ class DenoisingHead(Head):
         They hold for the weights as they are now.
         """
         num_steps, solver = self.steps_and_solver(num_steps, solver)
-        return Sampler(self, num_steps, solver, **options)
+        sigmas = karras_schedule(num_steps, self.scale, self.rho)
+        solve, num_noises = partial(SOLVERS[solver], sigmas=sigmas), 1
+        if solver == "heun":
+            names = ("S_churn", "S_tmin", "S_tmax", "S_noise")
+            solve = partial(solve, **{name: getattr(self, name) for name in names})
+            if self.S_churn > 0:
+                num_noises += sum(self.S_tmin <= sigma <= self.S_tmax for sigma in sigmas[1:-1])
+        return Sampler(self, solve, num_noises, **options)
 
     def steps_and_solver(
         self, num_steps: int | None = None, solver: str | None = None
@@ -272,7 +235,7 @@ class DenoisingHead(Head):
         """The steps and the solver of `sample`: those given, else the head's own."""
         if solver is None:
             solver = self.solver
-        check_choice("solver", solver, SOLVERS)
+        check_choice("solver", solver, self.NUM_SAMPLE_STEPS)
         if num_steps is None:
             own = self.num_sample_steps if solver == self.solver else None
             num_steps = self.NUM_SAMPLE_STEPS[solver] if own is None else own
@@ -336,7 +299,7 @@ class DenoisingHead(Head):
 
     def _flow_given(self, z: Tensor) -> FlowToNoise:
         z_modulation = self.net.modulate_z(z)
-        return self.flow_to_noise(lambda time: self.net.modulate_time(time) + z_modulation)
+        return self.flow_to_noise(lambda time: self.modulate_time(time) + z_modulation)
 
     def density_settings(self, **solver_kwargs) -> dict[str, Any]:
         return DensitySolver(**solver_kwargs).description(self.dim_token)

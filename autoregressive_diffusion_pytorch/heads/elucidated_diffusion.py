@@ -63,8 +63,8 @@ class ElucidatedDiffusion(DenoisingHead):
     def alpha(self, sigma: float) -> float:
         return 1.0
 
-    def network_time(self, sigma: float) -> float:
-        return math.log(sigma) / 4  # c_noise of Table 1
+    def network_time(self, sigma: Tensor) -> Tensor:
+        return sigma.log() / 4  # c_noise of Table 1
 
     def flow_to_noise(self, modulate: Callable[[Tensor], Tensor]) -> FlowToNoise:
         # eq. 1 with eqs. 3 and 7, for y = c_in · x by ln(sigma): there all that the preconditioning

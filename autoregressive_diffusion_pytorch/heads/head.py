@@ -57,8 +57,16 @@ class Head(Module, ABC):
         `generator` may be a list, one per entry of the first axis: `utils.rng.randn` takes both.
         """
 
-    def log_prob(self, tokens: Tensor, z: Tensor, *, generator: Generator | None = None) -> Tensor:
-        """The log-density of each token in nats: (… d), (… dim) -> (…)."""
+    def log_prob(
+        self, tokens: Tensor, z: Tensor, *, generator: Generator | None = None, **options
+    ) -> Tensor:
+        """The log-density of each token in nats: (… d), (… dim) -> (…).
+
+        A subclass that has one takes what options it likes.
+
+        Raises:
+            TypeError: the head has no density.
+        """
         able = ", ".join(name for name in HEADS if head_class(name).has_density())
         raise TypeError(f"{type(self).__name__} has no density: heads that have one are {able}")
 
@@ -66,6 +74,16 @@ class Head(Module, ABC):
 
     def measure(self, tokens: Tensor) -> None:
         """Estimates what the head must know of the data, such as its scale, from tokens (… d)."""
+
+    def metrics(self) -> dict[str, Tensor]:
+        """Numbers of the last loss for the log of a training, by name."""
+        return {}
+
+    def imitate(self, teacher: Head) -> None:
+        """Takes over what it can from a trained head with the same conditions, its teacher.
+
+        By default nothing: the head learns from tokens alone.
+        """
 
     def checkpoint_gradients(self) -> None:
         """From now on training keeps less for the backward pass, and computes it again."""

@@ -18,18 +18,21 @@ from ..utils.modes import checkpoint_gradients
 class SinusoidalEmbedding(Module):
     """Sines and cosines of a time at geometrically spaced frequencies: (…) -> (… dim).
 
-    The frequencies are those of the usual embedding of 1,000 discrete timesteps, for times of
-    order 1. They are computed anew in the precision of the times: a buffer would be rounded with
-    the weights, and an angle of 1,000 rounded to bfloat16 is noise.
+    They fall from `fastest`, in radians per unit of time, by four orders of magnitude. By default
+    they are those of the usual embedding of 1,000 discrete timesteps, for times of order 1. They
+    are computed anew in the precision of the times: a buffer would be rounded with the weights, and
+    an angle of 1,000 rounded to bfloat16 is noise.
     """
 
-    def __init__(self, dim: int):
+    def __init__(self, dim: int, fastest: float = 1000):
         super().__init__()
         self.half = dim // 2
+        self.fastest = fastest
 
     def forward(self, times: Tensor) -> Tensor:
         steps = torch.arange(self.half, device=times.device, dtype=times.dtype)
-        angles = times.unsqueeze(-1) * (1000 * torch.exp(-math.log(10_000) * (steps / self.half)))
+        speeds = self.fastest * torch.exp(-math.log(10_000) * (steps / self.half))
+        angles = times.unsqueeze(-1) * speeds
         return torch.cat((angles.cos(), angles.sin()), dim=-1)
 
 
@@ -61,20 +64,31 @@ class MLP(Module):
         depth: number of residual blocks.
         width: width of the residual stream.
         dropout: dropout inside the blocks while training.
+        num_times: how many times modulate beside z: 0, 1 or 2.
+        fastest: as of `SinusoidalEmbedding`.
     """
 
     NUM_TIME_FEATURES = 256
     NUM_MODULATIONS = 5  # shift, scale and gate of the blocks, shift and scale of the last norm
 
     def __init__(
-        self, dim_z: int, dim_token: int, depth: int = 3, width: int = 1024, dropout: float = 0.0
+        self,
+        dim_z: int,
+        dim_token: int,
+        depth: int = 3,
+        width: int = 1024,
+        dropout: float = 0.0,
+        num_times: int = 1,
+        fastest: float = 1000,
     ):
         super().__init__()
         features, modulations = self.NUM_TIME_FEATURES, self.NUM_MODULATIONS * width
-        self.time_features = SinusoidalEmbedding(features)
-        self.time_modulation = nn.Sequential(
-            nn.Linear(features, features), nn.SiLU(), nn.Linear(features, modulations)
-        )
+        self.num_times = num_times
+        if num_times > 0:
+            self.time_features = SinusoidalEmbedding(features // num_times, fastest)
+            self.time_modulation = nn.Sequential(
+                nn.Linear(features, features), nn.SiLU(), nn.Linear(features, modulations)
+            )
         self.cond_modulation = nn.Sequential(
             nn.Linear(dim_z, width), nn.SiLU(), nn.Linear(width, modulations)
         )
@@ -88,7 +102,10 @@ class MLP(Module):
                 nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)
         # every block starts as the identity, the network as zero
-        nn.init.zeros_(self.time_modulation[-1].weight)
+        if num_times > 0:
+            nn.init.zeros_(self.time_modulation[-1].weight)
+            # at first it hears of the first time alone
+            nn.init.zeros_(self.time_modulation[0].weight[:, features // num_times :])
         nn.init.zeros_(self.cond_modulation[-1].weight)
         nn.init.zeros_(self.proj_out.weight)
         with torch.no_grad():  # scales start at one
@@ -111,12 +128,17 @@ class MLP(Module):
         """The modulation by `times` (…) and `z` (… dim_z), which broadcast: (… modulations w)."""
         return self.modulate_time(times) + self.modulate_z(z)
 
-    def modulate_time(self, times: Tensor) -> Tensor:
-        """The part of the modulation by `times` (…): (… modulations width)."""
-        # rounded first: not every device has double precision
-        times = times.to(torch.promote_types(self.dtype, torch.float32))
-        features = self.time_features(times.to(self.proj_in.weight.device)).to(self.dtype)
+    def modulate_time(self, *times: Tensor) -> Tensor:
+        """The part of the modulation by `num_times` times (…): (… modulations width)."""
+        features = self.embed_times(*times).to(self.dtype)
         return self.time_modulation(features).unflatten(-1, (self.NUM_MODULATIONS, -1))
+
+    def embed_times(self, *times: Tensor) -> Tensor:
+        """The features of `num_times` times (…): (… features)."""
+        # rounded first: not every device has double precision
+        dtype = torch.promote_types(self.dtype, torch.float32)
+        times = torch.stack([time.to(dtype) for time in times], dim=-1)
+        return self.time_features(times.to(self.proj_in.weight.device)).flatten(-2)
 
     def modulate_z(self, z: Tensor) -> Tensor:
         """The part of the modulation by `z` (… dim_z): (… modulations width)."""

@@ -92,8 +92,8 @@ class RectifiedFlow(DenoisingHead):
     def alpha(self, sigma: float) -> float:
         return 1 / (1 + sigma)
 
-    def network_time(self, sigma: float) -> float:
-        return self.alpha(sigma)
+    def network_time(self, sigma: Tensor) -> Tensor:
+        return 1 / (1 + sigma)
 
     def flow_to_noise(self, modulate: Callable[[Tensor], Tensor]) -> FlowToNoise:
         # the time is a sigmoid, stretched to reach 0 and 1: as even in ln(sigma) as that can be,

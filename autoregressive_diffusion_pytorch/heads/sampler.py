@@ -1,9 +1,8 @@
-"""Drawing tokens with a denoising head: its solver, with guidance at each evaluation."""
+"""Drawing tokens: a solver, or one evaluation, with guidance at each evaluation."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from math import inf
 
 import torch
@@ -11,25 +10,30 @@ from torch import Tensor
 
 from ..utils.modes import compiled, evaluating
 from ..utils.rng import Generators, randn
-from .guidance import Guidance, check_guidance_interval, check_guidance_scale, guide
+from .guidance import Guidance, check_guidance_interval, check_guidance_scale, guide, mix_conditions
 from .head import Head
-from .solvers import SOLVERS, Noise, karras_schedule
+from .solvers import Noise
 
+Solve = Callable[[Callable[..., Tensor], Noise], Tensor]
 Intervals = Sequence[tuple[float, float]]
 
 
 class Sampler:
-    """`sampler(z, guidance=()) -> tokens`, with arguments as of `DenoisingHead.sample`.
+    """`sampler(z, guidance=()) -> tokens`, with arguments as of the head's `sample`.
 
     Args:
-        head: the `DenoisingHead` to draw with.
+        head: to draw with. It has a network `net`; `modulate_level(*sigmas)`, the part of the
+            network's modulation that no condition changes; and `denoised(x, sigma, modulation,
+            sigma_data, *others)`, an estimate of the token.
+        solve: gives a token from `denoise(x, *sigmas)`, which is guided, and from `noise()`.
+        num_noises: how often `solve` asks for noise.
     """
 
     def __init__(
         self,
         head: Head,
-        num_steps: int,
-        solver: str,
+        solve: Solve,
+        num_noises: int = 1,
         *,
         temperature: float = 1.0,
         generator: Generators = None,
@@ -42,16 +46,9 @@ class Sampler:
         self.temperature = temperature
         self.generator = generator
         self.sigma_data = head.scale
-        self.sigmas = karras_schedule(num_steps, self.sigma_data, head.rho)
-        self.solve = partial(SOLVERS[solver], sigmas=self.sigmas)
-        self.num_churns = 0
-        if solver == "heun":
-            names = ("S_churn", "S_tmin", "S_tmax", "S_noise")
-            self.solve = partial(self.solve, **{name: getattr(head, name) for name in names})
-            if head.S_churn > 0:
-                inner = self.sigmas[1:-1]
-                self.num_churns = sum(head.S_tmin <= sigma <= head.S_tmax for sigma in inner)
-        self.time_modulations: dict[float, Tensor] = {}  # the first token fills it, others read it
+        self.solve = solve
+        self.num_noises = num_noises
+        self.level_modulations: dict[tuple[float, ...], Tensor] = {}  # the first token fills it
         self.compiled = self._compiled() if compile else None
 
     @torch.no_grad()
@@ -63,40 +60,42 @@ class Sampler:
         def noise() -> Tensor:
             return self.temperature * randn(shape, self.generator, z.device, dtype)
 
+        z, guidance = mix_conditions(z, guidance)
         scales = [_scale(entry, z, dtype) for entry in guidance]
         intervals = [check_guidance_interval(entry.interval) for entry in guidance]
         with evaluating(self.modules):
             modulations = self._modulations(z, [entry.z for entry in guidance])
-            # a compiled program needs the modulations of all times before it starts
-            if self.compiled is None or not self.time_modulations:
+            # a compiled program needs the modulations of all levels before it starts
+            if self.compiled is None or not self.level_modulations:
                 return self._draw(modulations, scales, intervals, noise)
             # and all noise; and a captured graph writes every result to the same place
-            noises = [noise() for _ in range(1 + self.num_churns)]
+            noises = [noise() for _ in range(self.num_noises)]
             return self.compiled(modulations, scales, intervals, noises).clone()
 
     def _draw(
         self, modulations: Tensor, scales: Sequence[Tensor], intervals: Intervals, noise: Noise
     ) -> Tensor:
-        def denoise(x: Tensor, sigma: float) -> Tensor:
+        def denoise(x: Tensor, sigma: float, *others: float) -> Tensor:
             active = [i for i, (low, high) in enumerate(intervals) if low < sigma <= high]
             rows = modulations
             if len(active) < len(scales):
                 rows = modulations[[0, *(i + 1 for i in active)]]
-            modulation = self._time_modulation(sigma) + rows
-            # eq. 7 of Karras et al. 2022 for all conditions at once, then guidance in its order
-            denoised, *others = self.head.denoised(x, sigma, modulation, self.sigma_data)
-            for i, other in zip(active, others, strict=True):
-                denoised = guide(denoised, other, scales[i], self.sigma_data)
-            return denoised
+            modulation = self._level_modulation(sigma, *others) + rows
+            # for all conditions at once, then guidance in its order
+            token, *alternatives = self.head.denoised(
+                x, sigma, modulation, self.sigma_data, *others
+            )
+            for i, alternative in zip(active, alternatives, strict=True):
+                token = guide(token, alternative, scales[i], self.sigma_data)
+            return token
 
         tokens = self.solve(denoise, noise)
         return tokens.clamp(-1, 1) if self.head.clamp_during_sampling else tokens
 
-    def _time_modulation(self, sigma: float) -> Tensor:
-        if sigma not in self.time_modulations:
-            time = torch.tensor(self.head.network_time(sigma), dtype=torch.float64)
-            self.time_modulations[sigma] = self.head.net.modulate_time(time)
-        return self.time_modulations[sigma]
+    def _level_modulation(self, *sigmas: float) -> Tensor:
+        if sigmas not in self.level_modulations:
+            self.level_modulations[sigmas] = self.head.modulate_level(*sigmas)
+        return self.level_modulations[sigmas]
 
     def _modulations(self, z: Tensor, others: Sequence[Tensor]) -> Tensor:
         """The modulations by a condition (… dim) and by others: (k … m w)."""

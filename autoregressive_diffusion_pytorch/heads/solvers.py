@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from itertools import pairwise
 from math import inf, sqrt
 
+import torch
 from torch import Tensor
 
 Denoise = Callable[[Tensor, float], Tensor]
@@ -109,6 +110,19 @@ def heun(
             next_slope = (next_x - denoise(next_x, next_sigma)) / next_sigma
             next_x = x + (next_sigma - sigma_hat) * 0.5 * (slope + next_slope)
         x = next_x
+    return x
+
+
+def follow_map(denoise: Callable[..., Tensor], noise: Noise, sigmas: Sequence[float]) -> Tensor:
+    """Steps of a flow map, one evaluation each, from pure noise: the first sigma is infinite.
+
+    Unlike the solvers above, on the straight path x = t · token + (1 - t) · noise, and with
+    `denoise(x, sigma, next_sigma)`, the token towards which x moves in a step.
+    """
+    x = noise()
+    for sigma, next_sigma in pairwise(sigmas):
+        s, t = 1 / (1 + sigma), 1 / (1 + next_sigma)
+        x = torch.lerp(x, denoise(x, sigma, next_sigma), (t - s) / (1 - s))
     return x
 
 

@@ -120,6 +120,10 @@ class Autoregressive(Module, Pretrained):
         """The argument that holds those of the head."""
         return "head_kwargs" if cls.preset is None else f"{cls.preset}_kwargs"
 
+    def metrics(self) -> dict[str, Tensor]:
+        """Numbers of the last loss for the log of a training, those of the head."""
+        return self.head.metrics()
+
     def checkpoint_gradients(self) -> None:
         """From now on training keeps only the inputs of the transformer's and the head's layers."""
         self.backbone.checkpoint_gradients()

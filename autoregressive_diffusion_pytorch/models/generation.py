@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
-from ..heads.guidance import Guidance, check_context_guidance
+from ..heads.guidance import Guidance, check_context_guidance, check_guidance_target
 from ..utils.modes import compiled, in_precision, inference
 from ..utils.validation import check_choice, check_generator, check_positive_int
 from .backbone import BackboneState
@@ -53,6 +53,9 @@ class Generation:
         names = ("guidance_scale", "guidance_schedule", "guidance_interval")
         self.cfg = GuidanceSchedule(*(options.pop(name, None) for name in names))
         self.context_guidance = check_context_guidance(options.pop("context_guidance"))
+        self.guidance_target = check_guidance_target(
+            options.pop("guidance_target"), self.cfg.interval
+        )
         self._check_guidance()
         given = {name: options.pop(name, None) for name in ("labels", "cond", "cond_mask")}
         self.conditions = {}
@@ -157,12 +160,13 @@ class Generation:
         if self._is_guided:
             z, unconditional = z.chunk(2)
             scale = self.cfg.scales(self.seq_len)[i]
-            guidance.append(Guidance(unconditional, scale, self.cfg.interval))
+            interval = self.cfg.interval
+            guidance.append(Guidance(unconditional, scale, interval, self.guidance_target))
         # before an unconditional first token there is no context to drop
         has_context = i > 0 or self.model.conditioning.is_conditional
         if self.context_guidance != 1 and has_context:
             null_z = self.model.no_context(i, i + 1).squeeze(0)
-            guidance.append(Guidance(null_z, self.context_guidance))
+            guidance.append(Guidance(null_z, self.context_guidance, target=self.guidance_target))
         return z, guidance
 
 

@@ -110,6 +110,10 @@ class ImageAutoregressive(Module, Pretrained):
     def generation(self, settings: GenerationSettings) -> None:
         self.model.generation = settings
 
+    def metrics(self) -> dict[str, Tensor]:
+        """As of `Autoregressive`."""
+        return self.head.metrics()
+
     def checkpoint_gradients(self) -> None:
         """As of `Autoregressive`."""
         self.model.checkpoint_gradients()

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from .autoregressive import Autoregressive
 from .image import ImageAutoregressive
+
+if TYPE_CHECKING:
+    from ..heads.head import Head
 
 
 class AutoregressiveDiffusion(Autoregressive):
@@ -34,6 +39,26 @@ class AutoregressiveFlow(Autoregressive):
         super().__init__(dim, head="flow", head_kwargs=flow_kwargs, **kwargs)
 
 
+class AutoregressiveFlowMap(Autoregressive):
+    """`Autoregressive` with the head "flow_map", whose arguments are `flow_map_kwargs`."""
+
+    preset = "flow_map"
+    preset_arguments = ("head", "head_kwargs")
+
+    def __init__(self, dim: int, *, flow_map_kwargs: dict | None = None, **kwargs):
+        super().__init__(dim, head="flow_map", head_kwargs=flow_map_kwargs, **kwargs)
+
+
+class AutoregressiveEnergy(Autoregressive):
+    """`Autoregressive` with the head "energy", whose arguments are `energy_kwargs`."""
+
+    preset = "energy"
+    preset_arguments = ("head", "head_kwargs")
+
+    def __init__(self, dim: int, *, energy_kwargs: dict | None = None, **kwargs):
+        super().__init__(dim, head="energy", head_kwargs=energy_kwargs, **kwargs)
+
+
 class ImageAutoregressiveDiffusion(ImageAutoregressive):
     """Images by `AutoregressiveDiffusion`. Arguments as of `ImageAutoregressive`."""
 
@@ -46,9 +71,26 @@ class ImageAutoregressiveFlow(ImageAutoregressive):
     model_class = AutoregressiveFlow
 
 
+class ImageAutoregressiveFlowMap(ImageAutoregressive):
+    """Images by `AutoregressiveFlowMap`. Arguments as of `ImageAutoregressive`."""
+
+    model_class = AutoregressiveFlowMap
+
+
+class ImageAutoregressiveEnergy(ImageAutoregressive):
+    """Images by `AutoregressiveEnergy`. Arguments as of `ImageAutoregressive`."""
+
+    model_class = AutoregressiveEnergy
+
+
 PRESETS = {cls.model_class.preset: cls for cls in ImageAutoregressive.__subclasses__()}
 
 
-def image_model_class(head: str) -> type[ImageAutoregressive]:
+def image_model_class(head: str | type[Head]) -> type[ImageAutoregressive]:
     """The class for images of a head: its preset, or the general one."""
     return PRESETS.get(head, ImageAutoregressive)
+
+
+def sequence_model_class(head: str | type[Head]) -> type[Autoregressive]:
+    """The same for sequences."""
+    return image_model_class(head).model_class

@@ -14,7 +14,12 @@ from typing import Any, Literal, TypedDict
 import torch
 from torch import Generator, Tensor
 
-from ..heads.guidance import check_context_guidance, check_guidance_interval, check_guidance_scale
+from ..heads.guidance import (
+    check_context_guidance,
+    check_guidance_interval,
+    check_guidance_scale,
+    check_guidance_target,
+)
 from ..heads.head import Head
 from ..utils.files import atomic_write_text
 from ..utils.validation import check_choice, check_known, check_positive_int
@@ -41,6 +46,8 @@ class SamplingOptions(TypedDict, total=False):
             guidance against a null condition that knows the token's position alone. 1 for the
             learned distribution, more to follow the tokens so far, labels and vectors more closely.
             It is applied after `guidance_scale`.
+        guidance_target: what both guidances move: "tokens", the head's predictions, or
+            "conditions", what it reads, which takes no further evaluation.
         num_steps, solver: of the head's sampler, where it has them.
         temperature: factor on all noise, at least 0: 1 for the learned distribution, less for less
             variety.
@@ -60,6 +67,7 @@ class SamplingOptions(TypedDict, total=False):
     guidance_schedule: Literal["constant", "linear"] | None
     guidance_interval: tuple[float, float] | None
     context_guidance: float | None
+    guidance_target: Literal["tokens", "conditions"] | None
     num_steps: int | None
     solver: str | None
     temperature: float | None
@@ -74,8 +82,8 @@ class GenerationSettings:
 
     Attributes:
         num_steps, solver, temperature: as of `SamplingOptions`; None for the head's own.
-        guidance_scale, guidance_schedule, guidance_interval, context_guidance: as of
-            `SamplingOptions`.
+        guidance_scale, guidance_schedule, guidance_interval, context_guidance, guidance_target: as
+            of `SamplingOptions`.
     """
 
     num_steps: int | None = None
@@ -85,6 +93,7 @@ class GenerationSettings:
     guidance_schedule: str = "constant"
     guidance_interval: tuple[float, float] | None = None
     context_guidance: float = 1.0
+    guidance_target: str = "tokens"
 
     def __post_init__(self):
         if self.num_steps is not None:
@@ -94,7 +103,9 @@ class GenerationSettings:
             is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
             if not is_number or not 0 <= value < inf:
                 raise ValueError(f"{name} must be a number of at least 0, got {value!r}")
-        GuidanceSchedule(self.guidance_scale, self.guidance_schedule, self.guidance_interval)
+        interval = self.guidance_interval
+        GuidanceSchedule(self.guidance_scale, self.guidance_schedule, interval)
+        check_guidance_target(self.guidance_target, check_guidance_interval(interval))
         check_context_guidance(self.context_guidance)
         if self.guidance_interval is not None:  # a list, where it comes from a file
             object.__setattr__(self, "guidance_interval", tuple(self.guidance_interval))

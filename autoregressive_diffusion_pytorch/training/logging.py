@@ -88,6 +88,9 @@ class TrainingLog(Part):
             "loss_average": self.losses.average,
             f"{trainer.item}s_per_second": speed,
         }
+        if hasattr(trainer.unwrapped_model, "metrics"):
+            metrics = trainer.unwrapped_model.metrics()
+            values |= {name: float(value) for name, value in metrics.items()}
         if self._utilization_by_speed > 0:
             values["utilization"] = self._utilization_by_speed * speed
         trainer.log_values(values)

@@ -313,3 +313,16 @@ def test_inception_without_its_weights(call, folder, monkeypatch):
     message = failed(call("evaluate", "run", folder))
     assert "the weights of Inception cannot be downloaded: no network" in message
     assert "--features takes another network, or none" in message
+
+
+def test_a_head_without_a_density_is_measured_by_distances_alone(call, tmp_path):
+    succeeded(call("train", *TINY, "--head", "energy", "--hold-out", 0.02))
+    result = succeeded(call("evaluate", "runs/digits", "--features", "none", "--count", 40))
+    found = report(tmp_path / "runs/digits")
+    assert "bits_per_dim" not in found
+    assert found["generated"]["sliced_wasserstein"] > 0
+    assert found["generated"]["evaluations"] == 1
+    assert "bits per dimension" not in result.stdout
+    Image.new("L", (8, 8)).save(tmp_path / "digit.png")
+    message = failed(call("evaluate", "runs/digits", "--surprise", tmp_path / "digit.png"))
+    assert "no density: heads that have one are diffusion, flow, flow_map" in message

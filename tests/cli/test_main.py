@@ -20,7 +20,7 @@ from autoregressive_diffusion_pytorch.evaluation import tuning
         (["train", "digits", "--patch-size", "3"], "--patch-size 3 does not divide --image-size 8"),
         (
             ["train", "digits", "--head", "gan"],
-            "'gan' is none of diffusion, flow, nor MODULE:CLASS",
+            "'gan' is none of diffusion, flow, flow_map, energy, nor MODULE:CLASS",
         ),
         (["train", "digits", "--steps", "0"], "0 is not in the range x>=1"),
         (["train", "--seed", "-1"], "-1 is not in the range"),

@@ -78,9 +78,9 @@ def test_loss_of_the_ideal_denoiser_over_the_noise_distribution():
 def test_noise_levels_of_training_are_log_normal(monkeypatch):
     head = gaussian_head(0.0, 1.0, P_mean=-0.7, P_std=1.6)
     seen = []
-    modulate = head.net.modulate
+    modulate_time = head.net.modulate_time
     monkeypatch.setattr(
-        head.net, "modulate", lambda times, cond: seen.append(times) or modulate(times, cond)
+        head.net, "modulate_time", lambda times: seen.append(times) or modulate_time(times)
     )
     head(torch.zeros(20_000, 2), torch.zeros(20_000, 1))
     ln_sigma = 4 * seen[0].flatten()

@@ -142,7 +142,7 @@ def by_hand(head, z, guidance, num_steps):
     x = levels[0] * noise
     for i, (sigma, next_sigma) in enumerate(itertools.pairwise(levels)):
         denoised = denoised_by_hand(head, x, sigma, z)
-        for other, scale, (low, high) in guidance:
+        for other, scale, (low, high), *_ in guidance:
             if low < sigma <= high:
                 denoised = guided_by_hand(
                     denoised, denoised_by_hand(head, x, sigma, other), scale, sigma_data

@@ -92,4 +92,4 @@ def test_a_time_is_embedded_in_the_network_s_precision_at_least_a_single_one():
     exact = torch.cos(1000 * time)
     assert [output.dtype for output in seen] == 4 * [torch.float32] + 2 * [torch.float64]
     assert all(torch.equal(output, seen[0]) for output in seen[1:4])
-    torch.testing.assert_close(seen[4][0], exact, rtol=0, atol=1e-12)
+    torch.testing.assert_close(seen[4].flatten()[0], exact, rtol=0, atol=1e-12)

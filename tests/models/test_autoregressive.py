@@ -16,10 +16,19 @@ from helpers import (
     stir,
 )
 
-from autoregressive_diffusion_pytorch import AutoregressiveDiffusion, AutoregressiveFlow
+from autoregressive_diffusion_pytorch import (
+    AutoregressiveDiffusion,
+    AutoregressiveEnergy,
+    AutoregressiveFlow,
+    AutoregressiveFlowMap,
+)
 from autoregressive_diffusion_pytorch.heads.guidance import Guidance
 
-models = pytest.mark.parametrize("model_class", [AutoregressiveDiffusion, AutoregressiveFlow])
+MODELS = [AutoregressiveDiffusion, AutoregressiveFlow]
+models = pytest.mark.parametrize("model_class", MODELS)
+every_model = pytest.mark.parametrize(
+    "model_class", [*MODELS, AutoregressiveFlowMap, AutoregressiveEnergy]
+)
 POSITIONS = {
     "absolute": dict(max_seq_len=6),
     "axial": dict(max_seq_len=(2, 3)),
@@ -71,7 +80,7 @@ def test_cached_sampling_equals_uncached(model_class, decoder_kwargs):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-5 * max(1.0, b.abs().max().item()))
 
 
-@models
+@every_model
 def test_sampling_draws_each_token_from_the_condition_of_training(model_class):
     # the sampling loop against the training pass and the head alone
     model = small_model(model_class).eval()
@@ -237,7 +246,7 @@ def test_sampling_and_training_in_turn(model_class):
     model(model.sample(2)).backward()
 
 
-@models
+@every_model
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 def test_other_floating_types(model_class, dtype):
     model = small_model(model_class, decoder_kwargs=dict(rotary_pos_emb=True)).to(dtype)
@@ -248,7 +257,7 @@ def test_other_floating_types(model_class, dtype):
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@models
+@every_model
 @pytest.mark.parametrize("generator_device", ["cpu", "cuda", None])
 def test_on_a_gpu(model_class, generator_device):
     model = small_model(model_class, decoder_kwargs=dict(rotary_pos_emb=True)).cuda()
@@ -280,7 +289,7 @@ def test_log_prob_on_a_gpu(model_class):
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@models
+@every_model
 def test_compiled_on_a_gpu(model_class):
     model = small_model(model_class, max_seq_len=12).cuda()
     plain = model.sample(2, generator=seeded())
@@ -1148,3 +1157,28 @@ def test_log_densities_within_inference_mode():
         torch.testing.assert_close(model.log_prob(seq, **few), expected)
         torch.testing.assert_close(model.log_prob(seq.clone(), **few), expected)
     model(seq).backward()
+
+
+@every_model
+def test_guidance_of_conditions_reads_one_condition_for_all(model_class):
+    model = small_model(model_class, num_classes=3, context_drop_prob=0.1)
+    options = dict(labels=[0, 2], guidance_scale=1.5, context_guidance=2.0, temperature=0.0)
+    seen, sampler = [], model.head.sampler
+
+    def record(**kwargs):
+        draw = sampler(**kwargs)
+        return lambda z, guidance: seen.append((z, guidance)) or draw(z, guidance)
+
+    model.head.sampler = record
+    drawn = model.sample(seq_len=1, guidance_target="conditions", **options)
+    ((z, (labelled, context)),) = seen
+    assert {labelled.target, context.target} == {"conditions"}
+    # away from no label, then from no context: what the head alone draws of that condition
+    moved = labelled.z + 1.5 * (z - labelled.z)
+    moved = context.z + 2.0 * (moved - context.z)
+    torch.testing.assert_close(drawn[:, 0], sampler(temperature=0.0)(moved), rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(drawn, model.sample(seq_len=1, **options))
+    with pytest.raises(ValueError, match="guidance_interval needs guidance_target = 'tokens'"):
+        model.sample(guidance_target="conditions", guidance_interval=(0.1, 1.0), **options)
+    with pytest.raises(ValueError, match="guidance_target must be one of 'tokens', 'conditions'"):
+        model.sample(guidance_target="both", **options)

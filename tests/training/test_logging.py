@@ -4,9 +4,10 @@ import statistics
 import pytest
 import torch
 from accelerate.tracking import GeneralTracker
-from small_trainings import Constant, events, interrupt_after, make_trainer
+from small_trainings import SMALL, Constant, events, interrupt_after, make_trainer
 from torch import nn
 
+from autoregressive_diffusion_pytorch import ImageAutoregressiveFlowMap
 from autoregressive_diffusion_pytorch.training.logging import (
     RunningAverage,
     matmul_rate,
@@ -53,6 +54,21 @@ def test_tensorboard_reads_the_log(tmp_path):
     assert all(0 < entry.value < 1 for entry in found["utilization"])
     assert all(entry.value > 0 for entry in found["gradient_norm"])
     assert found["loss_average"][-1].value == pytest.approx(trainer.log.losses.average)
+
+
+def test_parts_of_a_head_s_loss_are_logged(tmp_path):
+    model = ImageAutoregressiveFlowMap(**SMALL)
+    trainer = make_trainer(
+        tmp_path, model, validation_dataset=torch.rand(3, 1, 4, 4), num_train_steps=4, log_every=2
+    )
+    trainer()
+    found = events(tmp_path)
+    for name in ("flow_error", "map_error"):
+        assert [entry.step for entry in found[name]] == [2, 4]
+    # half of the draws are of each
+    for i, entry in enumerate(found["loss"]):
+        errors = [found[name][i].value for name in ("flow_error", "map_error")]
+        assert entry.value == pytest.approx(sum(errors) / 2, rel=1e-5)
 
 
 def test_a_resumed_run_goes_on_with_the_log(tmp_path):
