@@ -12,6 +12,7 @@ import click
 
 from .check import check
 from .complete import complete
+from .distill import distill
 from .evaluate import evaluate
 from .export import export
 from .resume import resume
@@ -28,5 +29,5 @@ def main() -> None:
         sys.stdout.reconfigure(errors="surrogateescape")
 
 
-for command in (check, train, resume, sample, complete, evaluate, tune, export):
+for command in (check, train, resume, distill, sample, complete, evaluate, tune, export):
     main.add_command(command)

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from ..models.image import ImageAutoregressive
 
 
+TEACHER = "teacher"  # the folder of a distillation's teacher
+
+
 def new_run(name: str) -> Path:
     """The first of `runs/NAME`, `runs/NAME-2`, … that is not there yet."""
     names = (name if i == 1 else f"{name}-{i}" for i in count_up(1))
@@ -41,7 +44,7 @@ def read_config(run_folder: Path) -> dict[str, Any]:
     _check_config(file, config)
     # of runs of earlier versions, which had no such options
     defaults = dict(classes=None, accumulate=1, compile=False, hold_out=0.0, num_images=None)
-    defaults |= dict(used_precision=config["precision"])
+    defaults |= dict(used_precision=config["precision"], teacher=None)
     model = config["model"] | dict(model=dict(context_drop_prob=0.0) | config["model"]["model"])
     dataset = dict(labels_from_folders=False) | config["dataset"]
     config = defaults | config | dict(dataset=dataset, model=model)
@@ -52,7 +55,12 @@ def read_config(run_folder: Path) -> dict[str, Any]:
 
 
 OPTIONAL_KEYS = dict(
-    classes=list | None, accumulate=int, compile=bool, hold_out=int | float, num_images=int | None
+    classes=list | None,
+    accumulate=int,
+    compile=bool,
+    hold_out=int | float,
+    num_images=int | None,
+    teacher=str | None,
 )
 # what the configuration of any version holds, by section
 KEYS = {
@@ -104,6 +112,20 @@ def model_class(config: dict[str, Any]) -> type[ImageAutoregressive]:
     return image_model_class(config["head"])
 
 
+def new_model(config: dict[str, Any], run_folder: Path) -> ImageAutoregressive:
+    """The untrained model of a run; of a distillation, with the run's teacher."""
+    cls = model_class(config)
+    if config["teacher"] is None:
+        return cls(**config["model"])
+    from ..models.distillation import distilled
+    from ..models.presets import image_model_class
+
+    teacher = image_model_class(config["teacher"]).from_pretrained(run_folder / TEACHER)
+    return distilled(
+        teacher, config["head"], config["model"]["model"][cls.model_class.head_argument()]
+    )
+
+
 def listed(classes: list[str] | None) -> str:
     return ", ".join(classes) if classes else "none"
 
@@ -120,6 +142,14 @@ def checkpoint_of(run_folder: Path, step: int | None) -> Path:
     with one_line_errors():
         check_checkpoint(folder)
     return folder
+
+
+def say_checkpoint(folder: Path) -> None:
+    from ..utils.manifests import validation_loss
+
+    loss = validation_loss(folder)
+    fact = "no validation loss" if loss is None else f"validation loss {loss:.4f}"
+    click.echo(f"{folder.name} ({fact})", err=True)
 
 
 def dataset_of(
@@ -194,7 +224,6 @@ def load_model(config: dict[str, Any], checkpoint: Path) -> tuple[ImageAutoregre
     from accelerate import Accelerator
 
     from ..models.settings import GenerationSettings
-    from ..utils.manifests import validation_loss
 
     accelerator = Accelerator()
     atexit.register(accelerator.state.destroy_process_group)  # or it may be aborted at the very end
@@ -202,9 +231,7 @@ def load_model(config: dict[str, Any], checkpoint: Path) -> tuple[ImageAutoregre
         model = model_class(config).from_pretrained(checkpoint).to(accelerator.device)
         model.generation = GenerationSettings.load(checkpoint.parents[1])
     if accelerator.is_main_process:
-        loss = validation_loss(checkpoint)
-        fact = "no validation loss" if loss is None else f"validation loss {loss:.4f}"
-        click.echo(f"{checkpoint.name} ({fact})", err=True)
+        say_checkpoint(checkpoint)
     return model, accelerator
 
 

@@ -21,8 +21,8 @@ from .options import (
     max_pixels_option,
     option,
 )
-from .run import dataset_of, model_class, new_run, write_config
-from .training import build_trainer, check_apart, run_trainer
+from .run import dataset_of, model_class, new_run
+from .training import check_apart, check_free, start_run
 
 # sizes of the model, each with its learning rate
 SIZES = {
@@ -201,8 +201,6 @@ def train(source: str, run_folder: Path | None, **options) -> None:
     The run's folder holds its configuration, its checkpoints, and grids of samples drawn on the
     way.
     """
-    from ..utils.manifests import list_checkpoints
-
     preset = DIGITS if source == "digits" else FOLDER
     if options["num_epochs"] is not None:
         if options["num_train_steps"] is not None:
@@ -218,22 +216,11 @@ def train(source: str, run_folder: Path | None, **options) -> None:
         source = str(Path(source).resolve())  # the run may be resumed from elsewhere
     config = _config(source, options)
     run_folder = run_folder or new_run(printable(Path(source).name))
-    if checkpoints := list_checkpoints(run_folder / "checkpoints"):
-        raise click.ClickException(
-            f"{run_folder} already holds a run with {checkpoints[-1].name}: "
-            f"`ardiff resume {run_folder}` goes on with it"
-        )
+    check_free(run_folder)
     check_apart(run_folder, source)
     dataset, config["classes"] = dataset_of(config)
     config["model"]["num_classes"] = config["classes"] and len(config["classes"])
-    trainer = build_trainer(config, dataset, run_folder)
-    precision = trainer.accelerator.mixed_precision
-    config |= dict(used_precision=precision, num_images=len(dataset))
-    trainer.accelerator.wait_for_everyone()  # until all have seen that the run's folder is free
-    if trainer.is_main:
-        run_folder.mkdir(parents=True, exist_ok=True)
-        write_config(config, run_folder)
-    run_trainer(trainer, run_folder)
+    start_run(config, dataset, run_folder)
 
 
 def _config(source: str, options: dict[str, Any]) -> dict[str, Any]:
@@ -244,7 +231,7 @@ def _config(source: str, options: dict[str, Any]) -> dict[str, Any]:
     def section(names: tuple[str, ...]) -> dict[str, Any]:
         return {name: options[name] for name in names}
 
-    config = dict(source=source, **section(RUN), classes=None)
+    config = dict(source=source, **section(RUN), classes=None, teacher=None)
     model = model_class(config).model_class
     arguments = head_class(options["head"]).argument_names()
     head_kwargs = section(("num_noise_draws",)) if "num_noise_draws" in arguments else {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from .options import in_options, one_line_errors
-from .run import model_class, split
+from .run import new_model, split, write_config
 
 if TYPE_CHECKING:
     from torch.utils.data import Dataset
 
+    from ..models.image import ImageAutoregressive
     from ..training.image_trainer import ImageTrainer
 
 
@@ -28,11 +29,42 @@ def check_apart(run_folder: Path, source: str) -> None:
         )
 
 
+def check_free(run_folder: Path) -> None:
+    """Whether a folder holds no run that has begun."""
+    from ..utils.manifests import list_checkpoints
+
+    if checkpoints := list_checkpoints(run_folder / "checkpoints"):
+        raise click.ClickException(
+            f"{run_folder} already holds a run with {checkpoints[-1].name}: "
+            f"`ardiff resume {run_folder}` goes on with it"
+        )
+
+
+def start_run(
+    config: dict[str, Any],
+    dataset: Dataset,
+    run_folder: Path,
+    model: ImageAutoregressive | None = None,
+    write: Callable[[Path], None] = lambda folder: None,
+) -> None:
+    """Trains a new run, of a new model or a given one; `write(folder)` adds files to it."""
+    trainer = build_trainer(config, dataset, run_folder, model=model)
+    precision = trainer.accelerator.mixed_precision
+    config |= dict(used_precision=precision, num_images=len(dataset))
+    trainer.accelerator.wait_for_everyone()  # until all have seen that the run's folder is free
+    if trainer.is_main:
+        run_folder.mkdir(parents=True, exist_ok=True)
+        write(run_folder)
+        write_config(config, run_folder)
+    run_trainer(trainer, run_folder)
+
+
 def build_trainer(
     config: dict[str, Any],
     dataset: Dataset,
     run_folder: Path,
     resume: bool | Literal["auto"] = False,
+    model: ImageAutoregressive | None = None,
 ) -> ImageTrainer:
     from ..training.image_trainer import ImageTrainer
     from ..utils.modes import best_precision
@@ -46,7 +78,7 @@ def build_trainer(
     seed_process(config["seed"], rank=0)  # for the weights
     with one_line_errors((ValueError, TypeError, OSError)), _explained(run_folder):
         trainer = ImageTrainer(
-            model_class(config)(**config["model"]),
+            new_model(config, run_folder) if model is None else model,
             dataset=dataset,
             validation_dataset=held_out,
             checkpoints_folder=run_folder / "checkpoints",
