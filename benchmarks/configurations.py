@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from quality_worker import Configuration
 
 from autoregressive_diffusion_pytorch.cli.train import FOLDER, SIZES
+from autoregressive_diffusion_pytorch.heads import HEADS
+from autoregressive_diffusion_pytorch.heads.head import head_class
 
 # "ardiff train FOLDER", but for the patch size
 SMALL = SIZES["small"]
@@ -204,6 +208,43 @@ def solvers() -> list[Configuration]:
     return [change(head, head=head, samplings=one | two) for head in ("diffusion", "flow")]
 
 
+def heads(patch_size: int) -> list[Configuration]:
+    """Every head, as "ardiff train" makes it, in 1 to 16 evaluations of its network per token, as
+    learned and guided."""
+    by_steps = {f"NFE {n}": dict(num_steps=n) for n in (1, 2, 4, 8, 16)}
+    rows = []
+    for head in HEADS:
+        takes_steps = "num_noise_draws" in head_class(head).argument_names()
+        samplings = by_steps if takes_steps else {"NFE 1": {}}
+        own = next(iter(samplings)) if head in ("flow_map", "energy") else "NFE 8"
+        samplings = {own: samplings[own]} | samplings  # the first is drawn on the way too
+        guided = {
+            f"{own}, context guidance {scale}": samplings[own] | dict(context_guidance=scale)
+            for scale in (1.1, 1.2, 1.5, 2.0)
+        }
+        row = change(head, head=head, patch_size=patch_size, samplings=samplings | guided)
+        rows.append(row if takes_steps else replace(row, head_kwargs={}))
+    return rows
+
+
+def heads_ablations() -> list[Configuration]:
+    """What the heads of one evaluation learn from."""
+
+    def row(name: str, head: str, **head_kwargs) -> Configuration:
+        guided = {f"context guidance {s}": dict(context_guidance=s) for s in (1.2, 1.5)}
+        row = change(name, head=head, samplings={"": {}} | guided)
+        return replace(row, head_kwargs=head_kwargs)
+
+    return [
+        row("flow map, Lagrangian", "flow_map", objective="lsd"),
+        row("flow map, progressive", "flow_map", objective="psd"),
+        row("flow map, progressive, ends as drawn", "flow_map", objective="psd", at_ends=0.0),
+        row("energy score", "energy"),
+        row("energy score, whole tokens alone", "energy", block_weight=0.0),
+        row("energy score, 8 samples", "energy", num_samples=8),
+    ]
+
+
 def labels() -> list[Configuration]:
     """With the names of folders as labels and without, by guidance and temperature."""
     guided = {
@@ -238,5 +279,8 @@ SETS = {
     "labelled-comparison": labelled_comparison(),
     "ablations": ablations(),
     "solvers": solvers(),
+    "heads": heads(8),
+    "heads-4": heads(4),
+    "heads-ablations": heads_ablations(),
     "labels": labels(),
 }

@@ -18,7 +18,7 @@ and generated ones: one number, or a first line of names and a last line of as m
 A folder is for one set at one size: what is in it already is not trained, drawn or measured again,
 so that a comparison that was ended goes on from the last mark, and any mark can be drawn again with
 other settings. `--plot` draws the first distance against evaluations of the network, for sets with
-several solvers.
+several solvers; `--plot-speed` against the time of an image, for any set.
 """
 
 from __future__ import annotations
@@ -263,6 +263,37 @@ def plot(rows: list[dict], file: Path) -> None:
     figure.savefig(file, dpi=120)
 
 
+def plot_speed(rows: list[dict], count: int, minutes: float, file: Path) -> None:
+    """The distance against the time of an image, a colour for each configuration: points of samples
+    as learned are joined, those of guided ones are hollow."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axis = pyplot.subplots(figsize=(7, 4.2), layout="constrained")
+    rows = [row for row in rows if row["minutes"] == minutes]
+    for name in dict.fromkeys(row["configuration"] for row in rows):
+        points = {True: [], False: []}
+        for row in rows:
+            if row["configuration"] == name:
+                is_guided = "guidance" in row["sampling"]
+                distance = next(iter(row["distances"].values()))
+                points[is_guided].append((1000 * row["seconds"] / count, distance))
+        (line,) = axis.plot(*zip(*sorted(points[False]), strict=True), marker="o", label=name)
+        if points[True]:
+            style = dict(marker="o", facecolors="none", edgecolors=line.get_color())
+            axis.scatter(*zip(*points[True], strict=True), **style)
+    names = next(iter(rows))["distances"]
+    axis.set(xlabel="milliseconds for an image", ylabel=f"{next(iter(names))} distance")
+    axis.set(xscale="log", yscale="log")
+    for each in (axis.xaxis, axis.yaxis):
+        each.set_major_formatter("{x:g}")
+        each.set_minor_formatter("{x:g}")
+    axis.legend()
+    figure.savefig(file, dpi=120)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -325,6 +356,9 @@ def main() -> None:
     parser.add_argument(
         "--plot", type=Path, metavar="FILE", help="picture of distances against evaluations"
     )
+    parser.add_argument(
+        "--plot-speed", type=Path, metavar="FILE", help="picture of distances against time"
+    )
     args = parser.parse_args()
     if args.interleave and args.at_once > 1:
         parser.error("--interleave and --at-once exclude each other")
@@ -343,6 +377,9 @@ def main() -> None:
     comparison.run()
     if args.plot:
         plot(list(comparison.rows.values()), args.plot)
+    if args.plot_speed:
+        rows = list(comparison.rows.values())
+        plot_speed(rows, args.count, args.minutes[-1], args.plot_speed)
 
 
 if __name__ == "__main__":

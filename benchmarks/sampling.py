@@ -6,11 +6,12 @@ run.
     python benchmarks/sampling.py --peer PEER
 
 The models have the arguments of the README's trainer example and random weights, and sample at each
-side's own defaults. Three tables: seconds a batch on 128 × 128 pixels (64 tokens of 768 numbers);
-the growth with the number of tokens; the growth with the number of steps. "transformer" is the time
-of the cached transformer's steps alone, "head / transformer" the head's time in units of it. Memory
-is the most that was held above what the model holds at rest. Each version lives in a process of its
-own; they take turns, and the figures are medians. All of it is also written as JSON, with `--json`.
+side's own defaults. Heads that version 0.4.0 does not have are compared with both of its. Three
+tables: seconds a batch on 128 × 128 pixels (64 tokens of 768 numbers); the growth with the number
+of tokens; the growth with the number of steps. "transformer" is the time of the cached
+transformer's steps alone, "diffusion" and "flow" those of version 0.4.0. Memory is the most that
+was held above what the model holds at rest. Each version lives in a process of its own; they take
+turns, and the figures are medians. All of it is also written as JSON, with `--json`.
 """
 
 import argparse
@@ -23,24 +24,27 @@ import sys
 import time
 from pathlib import Path
 
-from worker import CLASSES, OURS, Worker, serve
+from worker import CLASSES, OURS, PEER_HEADS, Worker, serve
 
-PATCH_SIZE, DIM = 16, 512
+PATCH_SIZE = 16
 
 
-def work(side: str, head: str, device: str, dtype: str, *compile: str) -> None:
+def work(
+    side: str, head: str, device: str, dtype: str, dim: str, depth: str, *compile: str
+) -> None:
     """A worker of one head."""
     import torch
 
     import autoregressive_diffusion_pytorch as package
 
+    sizes = dict(dim=int(dim), depth=int(depth))
     options = dict(compile=True) if side == "ours" and compile else {}
 
     def make(num_tokens: int):
         torch.manual_seed(0)
         image_size = PATCH_SIZE * round(num_tokens**0.5)
         model = getattr(package, CLASSES[head])(
-            model=dict(dim=DIM), image_size=image_size, patch_size=PATCH_SIZE
+            model=sizes, image_size=image_size, patch_size=PATCH_SIZE
         )
         return model.to(device, getattr(torch, dtype)).eval()
 
@@ -77,7 +81,9 @@ def work(side: str, head: str, device: str, dtype: str, *compile: str) -> None:
             from autoregressive_diffusion_pytorch.utils.modes import compiled
 
             step = compiled(step, backbone, dynamic=True)
-        embeds = torch.randn(batch_size, 1, DIM, device=device, dtype=getattr(torch, dtype))
+        embeds = torch.randn(
+            batch_size, 1, sizes["dim"], device=device, dtype=getattr(torch, dtype)
+        )
 
         @torch.inference_mode()
         def run() -> None:
@@ -147,25 +153,25 @@ def against_the_peer(workers: dict[str, Worker], args: argparse.Namespace, head:
     rows = []
     for batch_size in args.batch_sizes:
         questions = [(workers["ours"], "sample"), (workers["ours"], "transformer")]
-        if "peer" in workers:
-            questions.append((workers["peer"], "sample"))
-        ours, transformer, *peer = medians(
+        peers = [name for name in workers if name != "ours"]
+        questions += [(workers[name], "sample") for name in peers]
+        ours, transformer, *others = medians(
             args.repeats, *questions, batch_size=batch_size, num_tokens=64
         )
-        rows.append(
-            dict(
-                head=head,
-                batch_size=batch_size,
-                peer=peer[0]["seconds"] if peer else None,
-                ours=ours["seconds"],
-                transformer=transformer["seconds"],
-                peer_over_ours=peer[0]["seconds"] / ours["seconds"] if peer else None,
-                ours_over_transformer=ours["seconds"] / transformer["seconds"],
-                head_over_transformer=ours["seconds"] / transformer["seconds"] - 1,
-                megabytes=ours["megabytes"],
-                peer_megabytes=peer[0]["megabytes"] if peer else None,
-            )
+        row = dict(
+            head=head,
+            batch_size=batch_size,
+            ours=ours["seconds"],
+            transformer=transformer["seconds"],
+            ours_over_transformer=ours["seconds"] / transformer["seconds"],
+            megabytes=ours["megabytes"],
         )
+        for name in PEER_HEADS:
+            other = dict(zip(peers, others, strict=True)).get(name)
+            row[name] = other and other["seconds"]
+            row[f"{name}_over_ours"] = other and other["seconds"] / ours["seconds"]
+            row[f"{name}_megabytes"] = other and other["megabytes"]
+        rows.append(row)
     return rows
 
 
@@ -191,7 +197,7 @@ def growth_with_tokens(worker: Worker, args: argparse.Namespace, head: str) -> l
 
 def growth_with_steps(worker: Worker, args: argparse.Namespace, head: str) -> list[dict]:
     rows = []
-    for num_steps in args.steps:
+    for num_steps in args.steps if head != "energy" else ():
         (ours,) = medians(
             args.repeats, (worker, "sample"), batch_size=16, num_tokens=64, num_steps=num_steps
         )
@@ -199,6 +205,11 @@ def growth_with_steps(worker: Worker, args: argparse.Namespace, head: str) -> li
             dict(head=head, steps=num_steps, ours=ours["seconds"], megabytes=ours["megabytes"])
         )
     return rows
+
+
+def peers_of(head: str) -> tuple[str, ...]:
+    """The heads of version 0.4.0 that one is compared with."""
+    return (head,) if head in PEER_HEADS else PEER_HEADS
 
 
 def as_text(value: str | float | None) -> str:
@@ -240,6 +251,8 @@ def main() -> None:
     parser.add_argument(
         "--steps", nargs="*", type=int, default=[4, 16, 64], help="numbers of steps"
     )
+    parser.add_argument("--dim", type=int, default=512, help="width of the transformer")
+    parser.add_argument("--depth", type=int, default=8, help="layers of the transformer")
     parser.add_argument("--repeats", type=int, default=3, help="timed runs of each")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument(
@@ -263,18 +276,12 @@ def main() -> None:
     }
     for head in args.heads:
         with contextlib.ExitStack() as stack:
-            sides = {
-                "ours": (OURS, args.dtype),
-                **({"peer": (args.peer, "float32")} if args.peer else {}),
-            }
-            workers = {
-                side: Worker(
-                    __file__,
-                    ["--work", side, head, args.device, dtype, *["--compile"] * args.compile],
-                    path,
-                )
-                for side, (path, dtype) in sides.items()
-            }
+            sizes, flags = [str(args.dim), str(args.depth)], ["--compile"] * args.compile
+            ours = ["--work", "ours", head, args.device, args.dtype, *sizes, *flags]
+            workers = {"ours": Worker(__file__, ours, OURS)}
+            for name in peers_of(head) if args.peer else ():
+                arguments = ["--work", "peer", name, args.device, "float32", *sizes]
+                workers[name] = Worker(__file__, arguments, args.peer)
             for worker in workers.values():
                 stack.callback(worker.close)
             sections = (

@@ -30,7 +30,7 @@ import time
 from pathlib import Path
 
 from sampling import CudaMemory, ProcessMemory
-from worker import CLASSES, OURS, Worker, serve
+from worker import CLASSES, OURS, PEER_HEADS, Worker, serve
 
 IMAGE_SIZE, PATCH_SIZE = 128, 16
 STEPS_A_TURN = 4
@@ -130,6 +130,7 @@ def compare(args: argparse.Namespace, images_file: str, stack: contextlib.ExitSt
         )
         for head in args.heads
         for name, (path, options) in variants.items()
+        if path == OURS or head in PEER_HEADS
     }
     for worker in workers.values():
         stack.callback(worker.close)

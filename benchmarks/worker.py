@@ -13,7 +13,10 @@ OURS = Path(__file__).parents[1]
 CLASSES = {
     "diffusion": "ImageAutoregressiveDiffusion",
     "flow": "ImageAutoregressiveFlow",
-}  # of both versions
+    "flow_map": "ImageAutoregressiveFlowMap",
+    "energy": "ImageAutoregressiveEnergy",
+}
+PEER_HEADS = ("diffusion", "flow")  # of version 0.4.0
 
 
 def environment(path: Path) -> dict[str, str]:

@@ -1,10 +1,13 @@
 """Benchmarks are run by hand: here each of them starts, and reads what others print."""
 
 import importlib
+import os
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 SCRIPTS = sorted(path.stem for path in FOLDER.glob("*.py"))
@@ -29,6 +32,21 @@ def test_a_benchmark_can_start(script, name, monkeypatch):
         with pytest.raises(SystemExit) as ended:
             module.main()
         assert ended.value.code == 0
+
+
+def test_what_waits_for_a_gpu_runs_on_a_processor(script, tmp_path):
+    for i in range(4):
+        image = Image.new("RGB", (16, 16), (60 * i, 9, 250))
+        (tmp_path / "images").mkdir(exist_ok=True)
+        image.save(tmp_path / f"images/{i}.png")
+    command = ["bash", FOLDER / "gpu.sh", tmp_path / "out", tmp_path / "images"]
+    environment = os.environ | dict(DRY="1", HEADS="energy", PYTHON=sys.executable)
+    result = subprocess.run(command, env=environment, capture_output=True, text=True)
+    parts = [line.split()[:3] for line in result.stdout.splitlines()]
+    names = ("tests", "sampling-float32", "training", "flowers", "samples")
+    logs = [path.read_text()[-500:] for path in (tmp_path / "out").glob("*.log")]
+    assert parts == [[f"{name}:", "rc", "0"] for name in names], (result, logs)
+    assert (tmp_path / "out/samples.png").exists()
 
 
 def test_configurations_have_names_of_their_own(script):
