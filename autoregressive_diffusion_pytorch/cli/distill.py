@@ -90,11 +90,11 @@ def distill(
     head_kwargs = dict(num_noise_draws=num_noise_draws) if "num_noise_draws" in known else {}
     seed_process(seed, rank=0)  # for the weights
     say_checkpoint(folder)
-    with one_line_errors((ValueError, TypeError)):
+    with one_line_errors((ValueError, TypeError, OSError)):
         teacher = model_class(config).from_pretrained(folder)
         student = distilled(teacher, head, head_kwargs)
+        tuned = GenerationSettings.load(teacher_folder)
     # steps and solver are of the head; what else was tuned is of the transformer too
-    tuned = GenerationSettings.load(teacher_folder)
     settings = dataclasses.replace(tuned, num_steps=None, solver=None)
 
     changes = {name: value for name, value in trainer_options.items() if value is not None}

@@ -158,6 +158,16 @@ class DenoisingHead(ScaledHead):
         variance = sigma**2 + sigma_data**2
         return sigma_data**2 / variance * x + sigma * sigma_data / variance**0.5 * output
 
+    def velocity(self, x: Tensor, times: Tensor, modulation: Tensor, sigma_data: float) -> Tensor:
+        """The velocity dx/dt at x = t · token + (1 - t) · noise (… d), for any head's own path.
+
+        (token - x_t) / (1 - t) for the token of eq. 7 of Karras et al. 2022, with 1 - t cancelled:
+        nothing is singular at time 1.
+        """
+        std = self.std(times, 1 - times, sigma_data)
+        output = self.output(x, times, 1 - times, modulation, sigma_data)
+        return (times * sigma_data**2 - (1 - times)) / std**2 * x + sigma_data / std * output
+
     # training
 
     def forward(self, tokens: Tensor, z: Tensor) -> Tensor:

@@ -158,8 +158,8 @@ class FlowMap(RectifiedFlow):
         error = self.lagrangian_error if self.objective == "lsd" else self.progressive_error
         map_error = error(x, s, t, z, z_modulation, sigma_data).square().mean(dim=-1)
 
-        self._errors = dict(flow_error=flow_error.detach(), map_error=map_error.detach())
-        self._errors = {name: error.mean() for name, error in self._errors.items()}
+        errors = dict(flow_error=flow_error, map_error=map_error)
+        self._errors = {name: error.detach().mean() for name, error in errors.items()}
         return torch.cat((flow_error, map_error)).mean(dim=0)
 
     def draw_steps(self, like: Tensor) -> tuple[Tensor, Tensor]:
@@ -256,10 +256,7 @@ class FlowMap(RectifiedFlow):
         """The velocity of the teacher's flow at x (… d)."""
         (teacher,) = self._teacher
         modulation = self._modulation_of_teacher(times.squeeze(-1)) + teacher.net.modulate_z(z)
-        sigma_data = teacher.scale
-        std = self.std(times, 1 - times, sigma_data)
-        output = teacher.output(x, times, 1 - times, modulation, sigma_data)
-        return (times * sigma_data**2 - (1 - times)) / std**2 * x + sigma_data / std * output
+        return teacher.velocity(x, times, modulation, teacher.scale)
 
     # sampling
 

@@ -67,16 +67,6 @@ class RectifiedFlow(DenoisingHead):
         std = self.std(alpha, sigma, sigma_data)
         return (velocity - (alpha * sigma_data**2 - sigma) / std**2 * x) * std / sigma_data
 
-    def velocity(self, x: Tensor, times: Tensor, modulation: Tensor, sigma_data: float) -> Tensor:
-        """The velocity dx/dt at x (… d).
-
-        (token - x_t) / (1 - t) for the token of eq. 7 of Karras et al. 2022, with 1 - t cancelled:
-        nothing is singular at time 1.
-        """
-        std = self.std(times, 1 - times, sigma_data)
-        output = self.output(x, times, 1 - times, modulation, sigma_data)
-        return (times * sigma_data**2 - (1 - times)) / std**2 * x + sigma_data / std * output
-
     def draw_times(self, like: Tensor) -> Tensor:
         """Training times in (0, 1), of the shape of `like`."""
         if self.time_distribution == "uniform":
