@@ -129,6 +129,20 @@ def ideal_head(
     return head
 
 
+def train(head, draw_batch, steps, learning_rate=5e-3):
+    """Trains a head on `draw_batch() -> tokens, cond`."""
+    optimizer = torch.optim.AdamW(head.parameters(), lr=learning_rate, weight_decay=0.0, fused=True)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, learning_rate, total_steps=steps, pct_start=0.1
+    )
+    for _ in range(steps):
+        head(*draw_batch()).mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        schedule.step()
+    return head
+
+
 # Five standard errors: a right sampler fails one such comparison in two million
 STANDARD_ERRORS = 5
 

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from helpers import STANDARD_ERRORS, assert_std, stir
+from helpers import STANDARD_ERRORS, assert_std, stir, train
 
 from autoregressive_diffusion_pytorch import (
     ElucidatedDiffusion,
@@ -193,19 +193,6 @@ def test_samples_of_a_gaussian_are_exact_in_any_number_of_steps(num_steps):
     torch.testing.assert_close(colder, 0.5 * drawn)
 
 
-def train(head, draw_batch, steps, learning_rate=3e-3):
-    optimizer = torch.optim.AdamW(head.parameters(), lr=learning_rate, weight_decay=0.0)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, learning_rate, total_steps=steps, pct_start=0.1
-    )
-    for _ in range(steps):
-        head(*draw_batch()).mean().backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        schedule.step()
-    return head.eval()
-
-
 @pytest.mark.parametrize("teacher_class", [RectifiedFlow, ElucidatedDiffusion])
 def test_a_teacher_s_flow_is_taken_over(teacher_class):
     torch.manual_seed(0)
@@ -215,7 +202,7 @@ def test_a_teacher_s_flow_is_taken_over(teacher_class):
         return z + 0.3 * torch.randn(128, 2), z
 
     teacher = teacher_class(2, 1, width=32, depth=1)
-    train(teacher, draw_batch, 300)
+    train(teacher, draw_batch, 300, learning_rate=3e-3)
     student = FlowMap(2, 1, width=32, depth=1)
     student.imitate(teacher)
     assert student.scale == teacher.scale
@@ -234,7 +221,7 @@ def test_a_teacher_s_flow_is_taken_over(teacher_class):
 
     # one evaluation then draws what the teacher draws in many
     z = torch.full((5000, 1), 0.5)
-    train(student, draw_batch, 200)
+    train(student, draw_batch, 200, learning_rate=3e-3)
     drawn = student.sample(z, generator=torch.Generator().manual_seed(0))
     of_teacher = teacher.sample(z, num_steps=16, generator=torch.Generator().manual_seed(0))
     assert drawn.mean(dim=0).tolist() == pytest.approx(of_teacher.mean(dim=0).tolist(), abs=0.05)

@@ -7,7 +7,7 @@ from functools import partial
 
 import pytest
 import torch
-from helpers import STANDARD_ERRORS, assert_mean, assert_std, ideal_head, stir
+from helpers import STANDARD_ERRORS, assert_mean, assert_std, ideal_head, stir, train
 
 from autoregressive_diffusion_pytorch import ElucidatedDiffusion, RectifiedFlow
 from autoregressive_diffusion_pytorch.heads.denoising import DenoisingHead
@@ -27,20 +27,6 @@ heads = pytest.mark.parametrize(("head_class", "kwargs"), HEADS)
 
 def make_head(head_class, kwargs, dim_cond=6, dim_input=4, width=16, depth=2):
     return head_class(dim_input, dim_cond, depth=depth, width=width, **kwargs)
-
-
-def train(head, draw_batch, steps, learning_rate=5e-3):
-    """Trains a head on `draw_batch() -> tokens, cond`."""
-    optimizer = torch.optim.AdamW(head.parameters(), lr=learning_rate, weight_decay=0.0, fused=True)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, learning_rate, total_steps=steps, pct_start=0.1
-    )
-    for _ in range(steps):
-        head(*draw_batch()).mean().backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        schedule.step()
-    return head
 
 
 @heads

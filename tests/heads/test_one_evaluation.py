@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from helpers import train
 
 from autoregressive_diffusion_pytorch import EnergyScore, FlowMap
 
@@ -17,21 +18,6 @@ heads = pytest.mark.parametrize(
 )
 
 
-def trained(head, draw_batch, steps, learning_rate=4e-3):
-    """A head after some steps, in evaluation mode."""
-    optimizer = torch.optim.AdamW(head.parameters(), lr=learning_rate, weight_decay=0.0, fused=True)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, learning_rate, total_steps=steps, pct_start=0.1
-    )
-    for _ in range(steps):
-        head(*draw_batch()).mean().backward()
-        torch.nn.utils.clip_grad_norm_(head.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        schedule.step()
-    return head.eval()
-
-
 @heads
 def test_a_chain_of_gaussians_keeps_its_spread_and_correlation(head_class, kwargs, steps):
     torch.manual_seed(0)
@@ -40,7 +26,7 @@ def test_a_chain_of_gaussians_keeps_its_spread_and_correlation(head_class, kwarg
         before = torch.randn(count, 1)
         return CORRELATION * before + math.sqrt(1 - CORRELATION**2) * torch.randn(count, 1), before
 
-    head = trained(head_class(1, 1, width=32, depth=1, **kwargs), draw_batch, steps)
+    head = train(head_class(1, 1, width=32, depth=1, **kwargs), draw_batch, steps, 4e-3).eval()
     draw = head.sampler(generator=torch.Generator().manual_seed(0))
     assert head.num_evaluations() == 1
     tokens = [torch.randn(10_000, 1)]
