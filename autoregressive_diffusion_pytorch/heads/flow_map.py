@@ -2,14 +2,16 @@
 
 "How to build a consistency model: Learning flow maps via self-distillation", Boffi, Albergo &
 Vanden-Eijnden 2025 (https://arxiv.org/abs/2505.18825), with times that run from 0, noise, to 1,
-data, as in `rectified_flow.py`.
+data, as in `rectified_flow.py`. From a trained head it learns the way of that head's sampler:
+"Knowledge Distillation in Iterative Generative Models for Improved Sampling Speed", Luhman & Luhman
+2021 (https://arxiv.org/abs/2101.02388), here between any two points of the way.
 """
 
 from __future__ import annotations
 
 import copy
 from functools import partial
-from math import inf
+from math import inf, sqrt
 from typing import ClassVar, Literal
 
 import torch
@@ -18,6 +20,7 @@ from torch import Tensor
 from ..utils.modes import evaluating
 from ..utils.validation import check_choice, check_share
 from .denoising import DenoisingHead
+from .energy import energy_score
 from .head import Head
 from .mlp import MLP
 from .rectified_flow import RectifiedFlow
@@ -26,6 +29,7 @@ from .solvers import MAX_SIGMA, MIN_SIGMA, follow_map
 
 OBJECTIVES = ("lsd", "psd")
 WIDEST_LAGRANGIAN = 16  # wider tokens learn the better map by "psd"
+AT_ENDS_OF_WAY = 0.8  # `at_ends` of what is learned from a teacher
 FASTEST = 20.0  # of the time features, in radians per unit of time: the network's slope in t counts
 
 
@@ -153,25 +157,31 @@ class FlowMap(RectifiedFlow):
         flow_error = velocity.square().mean(dim=-1)
 
         # the map: at s < t
-        s, t = self.draw_steps(map_noise[..., :1])
-        x = torch.lerp(map_noise, tokens, s)
-        error = self.lagrangian_error if self.objective == "lsd" else self.progressive_error
-        map_error = error(x, s, t, z, z_modulation, sigma_data).square().mean(dim=-1)
+        score = 0
+        if self._teacher:
+            map_error, score = self.imitation_error(map_noise, z, z_modulation, sigma_data)
+        else:
+            s, t = self.draw_steps(map_noise[..., :1])
+            x = torch.lerp(map_noise, tokens, s)
+            error = self.lagrangian_error if self.objective == "lsd" else self.progressive_error
+            map_error = error(x, s, t, z_modulation, sigma_data).square().mean(dim=-1)
 
         errors = dict(flow_error=flow_error, map_error=map_error)
         self._errors = {name: error.detach().mean() for name, error in errors.items()}
-        return torch.cat((flow_error, map_error)).mean(dim=0)
+        return torch.cat((flow_error, map_error + score)).mean(dim=0)
 
     def draw_steps(self, like: Tensor) -> tuple[Tensor, Tensor]:
         """Starts and ends s <= t of training steps, of the shape of `like`."""
         times = torch.stack((self.draw_times(like), self.draw_times(like)))
         s, t = times.amin(dim=0), times.amax(dim=0)
-        s = s.masked_fill(torch.rand_like(s) < self.at_ends, 0)
-        if self.objective == "psd":  # "lsd" learns the way of an end, of which 1 is the last point
-            t = t.masked_fill(torch.rand_like(t) < self.at_ends, 1)
+        at_ends = AT_ENDS_OF_WAY if self._teacher else self.at_ends
+        s = s.masked_fill(torch.rand_like(s) < at_ends, 0)
+        # "lsd" learns the way of an end, of which 1 is the last point
+        if self._teacher or self.objective == "psd":
+            t = t.masked_fill(torch.rand_like(t) < at_ends, 1)
         return s, t
 
-    def lagrangian_error(self, x, s, t, z, z_modulation, sigma_data) -> Tensor:
+    def lagrangian_error(self, x, s, t, z_modulation, sigma_data) -> Tensor:
         """The velocity in t of the end X(s, t, x) of steps, less the flow's there."""
         # half precision has too little of a derivative; and nothing here is random
         with torch.autocast(x.device.type, enabled=False), evaluating(list(self.net.modules())):
@@ -183,13 +193,10 @@ class FlowMap(RectifiedFlow):
             v, slope = torch.func.jvp(velocity, (t,), (torch.ones_like(t),))
             with torch.no_grad():
                 end = x + (t - s) * v
-                if self._teacher:
-                    target = self.velocity_of_teacher(end, t, z)
-                else:
-                    target = self._velocity(end, t, t, z_modulation, sigma_data)
+                target = self._velocity(end, t, t, z_modulation, sigma_data)
         return v + (t - s) * slope - target
 
-    def progressive_error(self, x, s, t, z, z_modulation, sigma_data) -> Tensor:
+    def progressive_error(self, x, s, t, z_modulation, sigma_data) -> Tensor:
         """The average velocity of steps, less that of two shorter ones each."""
         with torch.no_grad():
             share = torch.rand_like(s)
@@ -251,6 +258,45 @@ class FlowMap(RectifiedFlow):
         sigmas = ((1 - times) / times.clamp(min=1e-6)).clamp(lowest, highest)
         return teacher.modulate_time(teacher.network_time(sigmas))
 
+    def imitation_error(self, noise, z, z_modulation, sigma_data) -> tuple[Tensor, Tensor | float]:
+        """Of steps along the teacher's ways from noise (k … d): the squared error (k …), and how
+        the ends of a condition's k steps lie, as a score (…).
+
+        A smooth network rounds off where the way depends on the noise most sharply. So its steps
+        end less far apart than the teacher's, which the score mends, a proper one.
+        """
+        way, times = self.way_of_teacher(noise, z)
+        s, t = self.draw_steps(noise[0, ..., :1])
+        x, wanted = point_of_way(way, times, s), point_of_way(way, times, t)
+        end = x + (t - s) * self._velocity(x, s, t, z_modulation, sigma_data)
+        error = (end - wanted).square().mean(dim=-1)
+        if len(noise) == 1:
+            return error, 0.0
+        # each way of the teacher is as true as any other
+        score = energy_score(end.unsqueeze(1), wanted).mean(dim=0)
+        return error, sigma_data / sqrt(self.dim_token) * score
+
+    @torch.no_grad()
+    def way_of_teacher(self, noise: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+        """The states (n … d) of the teacher's "dpmpp_2m" from noise (… d), and their times (n).
+
+        They are of the path x = t · token + (1 - t) · noise: the first is the noise, the last the
+        token.
+        """
+        (teacher,) = self._teacher
+        z_modulation = teacher.net.modulate_z(z)
+        states, times = [], []
+
+        def denoise(x: Tensor, sigma: float) -> Tensor:
+            states.append(x / (1 + sigma))
+            times.append(1 / (1 + sigma))
+            modulation = teacher.modulate_level(sigma) + z_modulation
+            return teacher.denoised(x, sigma, modulation, teacher.scale)
+
+        token = teacher.sampler(solver="dpmpp_2m").solve(denoise, lambda: noise)
+        states = torch.stack((noise, *states[1:], token))
+        return states, states.new_tensor([0, *times[1:], 1])
+
     @torch.no_grad()
     def velocity_of_teacher(self, x: Tensor, times: Tensor, z: Tensor) -> Tensor:
         """The velocity of the teacher's flow at x (… d)."""
@@ -269,3 +315,13 @@ class FlowMap(RectifiedFlow):
         times = [i / num_steps for i in range(num_steps + 1)]
         sigmas = [inf, *((1 - time) / time for time in times[1:])]
         return Sampler(self, partial(follow_map, sigmas=sigmas), **options)
+
+
+def point_of_way(states: Tensor, times: Tensor, time: Tensor) -> Tensor:
+    """The states (… d) at a time (… 1), of those (n … d) at rising times (n).
+
+    Between two of them the way is straight, as it is where the denoised token stays the same.
+    """
+    i = torch.searchsorted(times, time).clamp(1, len(times) - 1)
+    before, after = (states.gather(0, k.expand_as(states[:1]))[0] for k in (i - 1, i))
+    return torch.lerp(before, after, (time - times[i - 1]) / (times[i] - times[i - 1]))

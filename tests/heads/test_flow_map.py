@@ -15,6 +15,7 @@ from autoregressive_diffusion_pytorch import (
 from autoregressive_diffusion_pytorch.heads.guidance import Guidance
 
 SIGMA_DATA = 0.7
+teachers = pytest.mark.parametrize("teacher_class", [RectifiedFlow, ElucidatedDiffusion])
 objectives = pytest.mark.parametrize("objective", ["lsd", "psd"])
 
 
@@ -38,7 +39,7 @@ def velocity(head, x, s, t, z):
 
 def map_error(head, x, s, t, z):
     error = dict(lsd=head.lagrangian_error, psd=head.progressive_error)[head.objective]
-    return error(x, s, t, z, head.net.modulate_z(z), head.scale)
+    return error(x, s, t, head.net.modulate_z(z), head.scale)
 
 
 @objectives
@@ -139,7 +140,7 @@ def test_the_lagrangian_error_is_in_single_precision_whatever_the_training():
     x, s, t, z = (given.float() for given in (x, s, t, z))
     expected = map_error(head, x, s, t, z)
     with torch.autocast("cpu", torch.bfloat16):
-        found = head.lagrangian_error(x, s, t, z, head.net.modulate_z(z), SIGMA_DATA)
+        found = head.lagrangian_error(x, s, t, head.net.modulate_z(z), SIGMA_DATA)
     assert found.dtype == torch.float32
     # the conditions alone were rounded
     torch.testing.assert_close(found, expected, rtol=0.05, atol=0.05)
@@ -193,7 +194,7 @@ def test_samples_of_a_gaussian_are_exact_in_any_number_of_steps(num_steps):
     torch.testing.assert_close(colder, 0.5 * drawn)
 
 
-@pytest.mark.parametrize("teacher_class", [RectifiedFlow, ElucidatedDiffusion])
+@teachers
 def test_a_teacher_s_flow_is_taken_over(teacher_class):
     torch.manual_seed(0)
 
@@ -226,6 +227,76 @@ def test_a_teacher_s_flow_is_taken_over(teacher_class):
     of_teacher = teacher.sample(z, num_steps=16, generator=torch.Generator().manual_seed(0))
     assert drawn.mean(dim=0).tolist() == pytest.approx(of_teacher.mean(dim=0).tolist(), abs=0.05)
     assert drawn.std(dim=0).tolist() == pytest.approx(of_teacher.std(dim=0).tolist(), rel=0.15)
+
+
+def student_of(teacher_class, steps=None, **kwargs):
+    """A student and its teacher; a fresh one draws Gaussian tokens, as exactly as its steps."""
+    sizes = dict(width=16, depth=2, sigma_data=SIGMA_DATA, num_sample_steps=steps)
+    teacher, student = teacher_class(4, 6, **sizes).double(), make_head(**kwargs).double()
+    return student, teacher
+
+
+def imitation_error(student, noise, z):
+    return student.imitation_error(noise, z, student.net.modulate_z(z), SIGMA_DATA)
+
+
+@teachers
+def test_the_way_of_a_teacher_leads_from_noise_to_its_sample(teacher_class):
+    student, teacher = student_of(teacher_class)
+    student.imitate(stir(teacher))
+    _, _, _, z = points()
+    noise = torch.randn(7, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    states, times = student.way_of_teacher(noise, z)
+    assert len(states) == len(times) == 9
+    assert (times[0], times[-1]) == (0, 1)
+    assert (times.diff() > 0).all()
+    assert torch.equal(states[0], noise)
+    drawn = teacher.sample(z, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(states[-1], drawn)
+
+
+@teachers
+def test_the_exact_map_errs_only_by_the_steps_of_its_teacher(teacher_class):
+    errors = []
+    for steps in (16, 64, 256):
+        student, teacher = student_of(teacher_class, steps)
+        student.imitate(teacher)
+        torch.manual_seed(0)
+        noise, z = torch.randn(3, 500, 4).double(), torch.randn(500, 6).double()
+        errors.append(imitation_error(student, noise, z)[0].mean().sqrt().item())
+    print(errors)
+    assert errors[0] < 0.02
+    assert errors[-1] < 1e-3
+    assert errors == sorted(errors, reverse=True)
+
+
+def test_steps_that_end_too_close_or_too_far_apart_score_worse(monkeypatch):
+    student, teacher = student_of(RectifiedFlow, 64)
+    student.imitate(teacher)
+    own, scores = student._velocity, {}
+    for factor in (0.8, 1.0, 1.25):
+
+        def scaled(x, s, t, *args, factor=factor):
+            return (factor * (x + (t - s) * own(x, s, t, *args)) - x) / (t - s)
+
+        monkeypatch.setattr(student, "_velocity", scaled)
+        torch.manual_seed(0)
+        noise, z = torch.randn(4, 20_000, 4).double(), torch.zeros(20_000, 6).double()
+        scores[factor] = imitation_error(student, noise, z)[1].mean().item()
+    print(scores)
+    assert scores[1.0] < min(scores[0.8], scores[1.25])
+
+
+@pytest.mark.parametrize("num_noise_draws", [2, 6])
+def test_a_teacher_gets_no_gradient(num_noise_draws):
+    student, teacher = student_of(RectifiedFlow, num_noise_draws=num_noise_draws)
+    student.imitate(stir(teacher))
+    x, _, _, z = points()
+    student(x, z).mean().backward()
+    (copied,) = student._teacher
+    assert all(p.grad is None and not p.requires_grad for p in copied.parameters())
+    assert all(p.grad is not None for p in student.parameters())
+    assert student.metrics().keys() == {"flow_error", "map_error"}
 
 
 def test_what_is_wrong_is_told():
