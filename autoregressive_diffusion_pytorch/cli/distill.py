@@ -52,7 +52,7 @@ from .training import check_apart, check_free, start_run
 @option("--minutes", POSITIVE, "End after this time, even if steps are left.", "max_minutes")
 @option("--learning-rate", POSITIVE, "Highest one. [default: RUN's]")
 @option("--batch-size", COUNT, "Images per process and batch. [default: RUN's]")
-@option("--noise-draws", COUNT, "Noise draws per token and step.", "num_noise_draws", default=4)
+@option("--noise-draws", COUNT, "Noise draws per token and step.", "num_noise_draws", default=8)
 @option("--seed", SEED, "Seed of the head, the order of images and the noise.", default=0)
 def distill(
     teacher_folder: Path,
@@ -68,7 +68,7 @@ def distill(
     draws a token in one evaluation where RUN's takes several.
 
     A flow_map learns from RUN's diffusion or flow head, any other head from the images. The result
-    is a run like any other.
+    is a run like any other; its learning rate falls to zero.
     """
     import dataclasses
 
@@ -99,7 +99,8 @@ def distill(
 
     changes = {name: value for name, value in trainer_options.items() if value is not None}
     changes.setdefault("num_train_steps", max(step_of(folder) // 4, 1))
-    trainer = config["trainer"] | dict(num_epochs=None, max_minutes=None) | changes
+    own = dict(num_epochs=None, max_minutes=None, lr_schedule="cosine")
+    trainer = config["trainer"] | own | changes
     config |= dict(
         head=head, model=student.config, teacher=config["head"], seed=seed, trainer=trainer
     )

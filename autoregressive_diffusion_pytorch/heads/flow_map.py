@@ -41,18 +41,20 @@ class FlowMap(RectifiedFlow):
     its loss, in evaluation, is the loss of that flow. A network that gives zero is the exact map of
     Gaussian tokens of std `sigma_data`.
 
-    The flow is learned from tokens, the map off the diagonal s = t from the flow and the map
-    itself, by one of two objectives of Boffi et al. 2025:
+    From tokens the flow is learned by itself, the map off the diagonal s = t from the flow and the
+    map, by one of two objectives of Boffi et al. 2025:
 
     - "lsd" (Lagrangian): the end of a step moves with t as the flow does there;
     - "psd" (progressive): one step equals two shorter ones.
 
+    After `imitate` both are learned from a teacher: see `imitation_error`.
+
     Args:
-        objective: "lsd" or "psd"; by default the first for tokens up to 16 wide, the second for
-            wider ones, each where it learns the better map.
+        objective: of training from tokens, "lsd" or "psd"; by default the first for tokens up to
+            16 wide, the second for wider ones, each where it learns the better map.
         off_diagonal: share of the noise draws that train the map; the others train the flow.
         at_ends: share of the former whose step starts at pure noise, and with "psd" of those,
-            independently, whose step ends at a token.
+            independently, whose step ends at a token; 0.8 of both with a teacher.
         num_noise_draws: as of `DenoisingHead`, at least one for each.
         solver: "map", with `num_sample_steps` even steps, by default one; or as of `DenoisingHead`.
 
@@ -215,10 +217,13 @@ class FlowMap(RectifiedFlow):
 
     @torch.no_grad()
     def imitate(self, teacher: Head) -> None:
-        """From now on learns the flow of a trained diffusion or flow head instead of tokens'.
+        """From now on learns how a trained diffusion or flow head draws tokens, and its flow.
 
         It starts with the teacher's weights. Its features of the time are others: the last layer
         over them is fitted by least squares.
+
+        Raises:
+            TypeError: the teacher is another head.
         """
         if not isinstance(teacher, DenoisingHead):
             kind = type(teacher).__name__
@@ -259,11 +264,12 @@ class FlowMap(RectifiedFlow):
         return teacher.modulate_time(teacher.network_time(sigmas))
 
     def imitation_error(self, noise, z, z_modulation, sigma_data) -> tuple[Tensor, Tensor | float]:
-        """Of steps along the teacher's ways from noise (k … d): the squared error (k …), and how
-        the ends of a condition's k steps lie, as a score (…).
+        """Of steps along the teacher's ways from noise (k … d): the squared error of their ends
+        (k …), and the energy score (…) of how a condition's k ends lie, in the same units.
 
-        A smooth network rounds off where the way depends on the noise most sharply. So its steps
-        end less far apart than the teacher's, which the score mends, a proper one.
+        The error alone, which a network cannot quite bring to zero, favours ends in the middle of
+        those that are likely: tokens would be drawn too close together. All steps of a condition
+        are between the same times, so that their ends are samples of one distribution.
         """
         way, times = self.way_of_teacher(noise, z)
         s, t = self.draw_steps(noise[0, ..., :1])
@@ -272,7 +278,7 @@ class FlowMap(RectifiedFlow):
         error = (end - wanted).square().mean(dim=-1)
         if len(noise) == 1:
             return error, 0.0
-        # each way of the teacher is as true as any other
+        # of each of the teacher's ends, given all of the map's
         score = energy_score(end.unsqueeze(1), wanted).mean(dim=0)
         return error, sigma_data / sqrt(self.dim_token) * score
 
