@@ -21,7 +21,8 @@ def test_a_run_becomes_one_of_one_evaluation(call, teacher, tmp_path):
     assert "checkpoint.20 (no validation loss)" in result.stderr
     assert [path.name for path in list_checkpoints(run / "checkpoints")] == ["checkpoint.5"]
     config = json.loads((run / "config.json").read_text())
-    assert config["head"], config["teacher"] == ("flow_map", "flow")
+    assert (config["head"], config["teacher"]) == ("flow_map", "flow")
+    assert config["trainer"]["lr_schedule"] == "cosine"
     # what was tuned of the transformer counts, the steps of another solver do not
     assert GenerationSettings.load(run) == GenerationSettings(temperature=0.9)
     model = ImageAutoregressiveFlowMap.from_pretrained(run)
