@@ -242,6 +242,7 @@ def heads_ablations() -> list[Configuration]:
         row("energy score", "energy"),
         row("energy score, whole tokens alone", "energy", block_weight=0.0),
         row("energy score, 8 samples", "energy", num_samples=8),
+        row("energy score, no coins", "energy", num_coins=0),
     ]
 
 

@@ -14,6 +14,8 @@ minute is one of processor time on each of its cores: what is saved and drawn do
 The distances are printed by any commands that take two files of images (n h w 3, 8 bit, .npy), real
 and generated ones: one number, or a first line of names and a last line of as many numbers. Or with
 `--features` they are this library's in the features of "inception" or of a network of torch.export.
+A last column, borders, is the mean difference of neighbouring pixels across borders of patches, in
+units of that inside patches, over the same of the real images: 1 where nothing is seen of patches.
 
 A folder is for one set at one size: what is in it already is not trained, drawn or measured again,
 so that a comparison that was ended goes on from the last mark, and any mark can be drawn again with
@@ -122,6 +124,7 @@ class Comparison:
             self.folder(configuration)
             / f"{as_file_name(f'samples {sampling}'.strip())}.{minutes:g}.npy"
         )
+        real = self.args.folder / f"real.{configuration.image_size}.npy"
         request = dict(average=configuration.average) | request
         row = worker.ask(
             "draw", minutes=minutes, **request, count=self.args.count, file=str(samples)
@@ -131,9 +134,8 @@ class Comparison:
             sampling=sampling,
             minutes=minutes,
             steps=marks_of(self.folder(configuration))[minutes],
-            distances=self.distance(
-                self.args.folder / f"real.{configuration.image_size}.npy", samples
-            ),
+            distances=self.distance(real, samples)
+            | dict(borders=borders(real, samples, configuration.patch_size)),
         )
         with self.lock:
             self.rows[name] = row
@@ -211,6 +213,22 @@ def read_distances(printed: str) -> dict[str, float]:
     ):
         return dict(zip(names, map(float, values), strict=True))
     return dict(distance=float(re.search(number, printed)[0]))
+
+
+def borders(real: Path, generated: Path, patch_size: int) -> float:
+    """The step of images at the borders of patches, in units of that of the real ones."""
+    import numpy as np
+
+    def step(file: Path) -> float:
+        images, across, inside = np.load(file).astype(np.float32), 0.0, 0.0
+        for axis in (1, 2):
+            differences = np.abs(np.diff(images, axis=axis))
+            is_border = np.arange(1, images.shape[axis]) % patch_size == 0
+            across += differences.compress(is_border, axis).mean().item()
+            inside += differences.compress(~is_border, axis).mean().item()
+        return across / inside
+
+    return step(generated) / step(real)
 
 
 def save_real(images: Path, image_size: int, file: Path) -> None:

@@ -8,13 +8,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from math import inf, sqrt
 
 import torch
 from torch import Tensor, nn
 
 from ..utils.rng import Generators
-from ..utils.validation import check_choice, check_positive_int, check_share
+from ..utils.validation import check_choice, check_int, check_positive_int, check_share
 from .guidance import Guidance
 from .mlp import MLP
 from .sampler import Sampler
@@ -25,7 +26,11 @@ BLOCK = 8  # principal components that are scored together
 
 
 class EnergyScore(ScaledHead):
-    """A network that turns noise, as wide as a token, and the condition into a token.
+    """A network that turns noise and the condition into a token.
+
+    The noise is normal, as wide as a token, and a few fair coins. A coin lets a token jump between
+    two modes. A continuous function of normal noise is between them for a part of it, the more the
+    less steep it is.
 
     Training draws some samples per token, and compares them with it by the energy score. That of
     wide tokens alone says little about their single directions: to it the spread of one of d counts
@@ -39,6 +44,7 @@ class EnergyScore(ScaledHead):
         num_samples: per token in training, at least 2: the network runs on each.
         block_weight: of the blocks' scores, in [0, 1); the whole token's has the rest. Tokens of
             one block, 8 components, have none.
+        num_coins: of the noise of a token, at least 0; no more than a token has entries.
         sigma_data, clamp_during_sampling: as of `DenoisingHead`.
     """
 
@@ -52,6 +58,7 @@ class EnergyScore(ScaledHead):
         dropout: float = 0.0,
         num_samples: int = 4,
         block_weight: float = 0.5,
+        num_coins: int = 4,
         sigma_data: float | None = None,
         clamp_during_sampling: bool = False,
     ):
@@ -60,12 +67,22 @@ class EnergyScore(ScaledHead):
         if num_samples < 2:
             raise ValueError(f"num_samples must be at least 2, got {num_samples}")
         check_share(block_weight=block_weight)
+        check_int("num_coins", num_coins, 0, inf)
         check_choice("clamp_during_sampling", clamp_during_sampling, (True, False))
-        self.net = MLP(dim_z, dim_token, depth, width, dropout, num_times=0)
+        coins = min(num_coins, dim_token)
+        self.dim_noise = dim_token + coins
+        sizes = dict(depth=depth, width=width, dropout=dropout, dim_input=self.dim_noise)
+        self.net = MLP(dim_z, dim_token, num_times=0, **sizes)
+        # the first coin starts as loud as all normal noise, each other with a quarter of the one
+        # before: equal coins add up to values between the modes, and are hard to tell apart
+        loudness = sqrt(dim_token) * 0.25 ** torch.arange(coins)
+        with torch.no_grad():
+            self.net.proj_in.weight[:, dim_token:] *= loudness
         # not zero at the start: samples that are all alike are not driven apart
         nn.init.xavier_uniform_(self.net.proj_out.weight)
         self.num_samples = num_samples
         self.block_weight = block_weight
+        self.num_coins = num_coins
         self.clamp_during_sampling = clamp_during_sampling
         if dim_token > BLOCK:
             # columns are directions, the widest first; no rotation until they are measured
@@ -94,7 +111,8 @@ class EnergyScore(ScaledHead):
         if self.training:
             self.measure(tokens)
         dtype = torch.promote_types(tokens.dtype, torch.float32)
-        noise = torch.randn_like(tokens.expand(self.num_samples, *tokens.shape), dtype=dtype)
+        shape = (self.num_samples, *tokens.shape[:-1], self.dim_noise)
+        noise = torch.randn(shape, dtype=dtype, device=tokens.device)
         samples = self.generate(noise, self.net.modulate_z(z))
         return self.score(samples, tokens.to(dtype) / self.training_scale)
 
@@ -114,7 +132,10 @@ class EnergyScore(ScaledHead):
             return (x @ self.components.to(x.dtype)).split(BLOCK, dim=-1)
 
     def generate(self, noise: Tensor, modulation: Tensor) -> Tensor:
-        """Tokens in units of `sigma_data` from noise (… d)."""
+        """Tokens in units of `sigma_data` from normal noise (… n); of the last entries, the coins,
+        the signs count."""
+        normal, coins = noise.tensor_split([self.dim_token], dim=-1)
+        noise = torch.cat((normal, coins.sign()), dim=-1)
         return self.net.denoise(noise, modulation).to(noise.dtype)
 
     # sampling
@@ -133,8 +154,9 @@ class EnergyScore(ScaledHead):
         Args:
             z: conditions (… dim).
             guidance: as of `DenoisingHead`, between tokens that are drawn from the same noise.
-            temperature: factor on the noise that the network reads, at least 0. Unlike that of a
-                denoising head, it need not make samples as much narrower.
+            temperature: factor on the normal noise that the network reads, at least 0; coins stay
+                fair, or at 0 are 0. Unlike that of a denoising head, it need not make samples as
+                much narrower.
             generator, compile: as of `DenoisingHead`.
         """
         options = dict(temperature=temperature, generator=generator, compile=compile)
@@ -142,20 +164,21 @@ class EnergyScore(ScaledHead):
 
     def sampler(self, **options) -> Sampler:
         """`sample` with these options, for many calls. They hold for the weights as they are."""
-        return Sampler(self, one_evaluation, **options)
+        solve = partial(one_evaluation, dim_noise=self.dim_noise)
+        return Sampler(self, solve, num_noises=2, **options)
 
     def modulate_level(self, sigma: float) -> Tensor:
         """No part of the network's modulation is of a noise level: zero."""
         return self.net.proj_in.weight.new_zeros(())
 
     def denoised(self, x: Tensor, sigma: float, modulation: Tensor, sigma_data: float) -> Tensor:
-        """The token that the network makes of noise x (… d)."""
+        """The token that the network makes of noise x (… n)."""
         return sigma_data * self.generate(x, modulation)
 
 
-def one_evaluation(denoise: Callable[..., Tensor], noise: Noise) -> Tensor:
-    """The token of pure noise."""
-    return denoise(noise(), inf)
+def one_evaluation(denoise: Callable[..., Tensor], noise: Noise, dim_noise: int) -> Tensor:
+    """The token of pure noise, so wide that it takes more than one token's."""
+    return denoise(torch.cat((noise(), noise()), dim=-1)[..., :dim_noise], inf)
 
 
 def energy_score(samples: Tensor, truth: Tensor) -> Tensor:

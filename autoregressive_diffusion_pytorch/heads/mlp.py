@@ -66,6 +66,7 @@ class MLP(Module):
         dropout: dropout inside the blocks while training.
         num_times: how many times modulate beside z: 0, 1 or 2.
         fastest: as of `SinusoidalEmbedding`.
+        dim_input: width of what is read, by default that of a token.
     """
 
     NUM_TIME_FEATURES = 256
@@ -80,6 +81,7 @@ class MLP(Module):
         dropout: float = 0.0,
         num_times: int = 1,
         fastest: float = 1000,
+        dim_input: int | None = None,
     ):
         super().__init__()
         features, modulations = self.NUM_TIME_FEATURES, self.NUM_MODULATIONS * width
@@ -92,7 +94,7 @@ class MLP(Module):
         self.cond_modulation = nn.Sequential(
             nn.Linear(dim_z, width), nn.SiLU(), nn.Linear(width, modulations)
         )
-        self.proj_in = nn.Linear(dim_token, width)
+        self.proj_in = nn.Linear(dim_input or dim_token, width)
         self.blocks = ModuleList([ResidualBlock(width, dropout) for _ in range(depth)])
         self.norm_out = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
         self.proj_out = nn.Linear(width, dim_token)
