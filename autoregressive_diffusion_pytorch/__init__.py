@@ -13,6 +13,7 @@ if TYPE_CHECKING:  # for editors and type checkers
     from .heads.rectified_flow import RectifiedFlow as RectifiedFlow
     from .models.autoregressive import Autoregressive as Autoregressive
     from .models.image import ImageAutoregressive as ImageAutoregressive
+    from .models.masked import MaskedAutoregressive as MaskedAutoregressive
     from .models.presets import AutoregressiveDiffusion as AutoregressiveDiffusion
     from .models.presets import AutoregressiveEnergy as AutoregressiveEnergy
     from .models.presets import AutoregressiveFlow as AutoregressiveFlow
@@ -21,6 +22,7 @@ if TYPE_CHECKING:  # for editors and type checkers
     from .models.presets import ImageAutoregressiveEnergy as ImageAutoregressiveEnergy
     from .models.presets import ImageAutoregressiveFlow as ImageAutoregressiveFlow
     from .models.presets import ImageAutoregressiveFlowMap as ImageAutoregressiveFlowMap
+    from .models.presets import ImageMaskedAutoregressive as ImageMaskedAutoregressive
     from .models.settings import GenerationSettings as GenerationSettings
     from .training.image_trainer import ImageTrainer as ImageTrainer
     from .training.trainer import Trainer as Trainer
@@ -45,7 +47,9 @@ _LAZY_EXPORTS = {
     "ImageAutoregressiveFlow": "models.presets",
     "ImageAutoregressiveFlowMap": "models.presets",
     "ImageDataset": "data.image_folder",
+    "ImageMaskedAutoregressive": "models.presets",
     "ImageTrainer": "training.image_trainer",
+    "MaskedAutoregressive": "models.masked",
     "RectifiedFlow": "heads.rectified_flow",
     "Trainer": "training.trainer",
 }

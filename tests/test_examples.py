@@ -11,6 +11,7 @@ from PIL import Image
 FOLDER = Path(__file__).parents[1] / "examples"
 OPTIONS = {
     "complete_images": "--steps 2 --output picture.png",
+    "fill_regions": "--steps 2 --count 2 --output filled.png",
     "sequences": "--steps 2 --count 10",
     "train_digits": "--steps 2 --dim 32 --folder run",
 }
@@ -55,3 +56,10 @@ def test_complete_images(run, tmp_path):
     assert first.endswith("have the right label")
     assert second.startswith("guidance 2: ")
     assert Image.open(tmp_path / picture).width > 10 * 4 * 8
+
+
+def test_fill_regions(run, tmp_path):
+    *_, loss, filled, iterations = run("fill_regions")
+    assert loss.startswith("step 2: loss ")
+    assert Image.open(tmp_path / filled).size == (8 * 34 + 2, 2 * 34 + 2)
+    assert Image.open(tmp_path / iterations).size == (8 * 34 + 2, 2 * 34 + 2)

@@ -15,6 +15,7 @@ from .complete import complete
 from .distill import distill
 from .evaluate import evaluate
 from .export import export
+from .fill import fill
 from .resume import resume
 from .sample import sample
 from .train import train
@@ -29,5 +30,5 @@ def main() -> None:
         sys.stdout.reconfigure(errors="surrogateescape")
 
 
-for command in (check, train, resume, distill, sample, complete, evaluate, tune, export):
+for command in (check, train, resume, distill, sample, complete, fill, evaluate, tune, export):
     main.add_command(command)

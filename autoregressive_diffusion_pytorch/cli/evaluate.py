@@ -28,7 +28,8 @@ from .run import label_of, load_model, read_config
 
 CURVE = (4, 8, 16, 32, 64)  # NFE per token
 SAMPLING = ("guidance_scale", "context_guidance", "temperature", "solver", "num_steps")
-SETTINGS = ("guidance_schedule", "guidance_interval")  # of which the report tells the model's own
+# of which the report tells the model's own
+SETTINGS = ("guidance_schedule", "guidance_interval", "guidance_target", "num_iterations")
 
 
 @click.command(short_help="Measure how good a model is on images that it was not trained on.")
@@ -210,7 +211,8 @@ def _summary(report: dict[str, Any]) -> list[str]:
     lines = []
     if bits := report.get("bits_per_dim"):
         figures = f"{bits['mean']:.4f} ± {bits['standard_error']:.4f}"
-        lines = [f"bits per dimension   {figures}  ({report['images']} images)"]
+        told = f"{report['images']} images; {bits['density']}"
+        lines = [f"bits per dimension   {figures}  ({told})"]
     distances = dict(report.get("generated", {}))
     count, evaluations = distances.pop("count", None), distances.pop("evaluations", None)
     lines += [

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from ..models.image import ImageAutoregressive
 
 
+ORDERS = ("raster", "random", "masked")
 TEACHER = "teacher"  # the folder of a distillation's teacher
 
 
@@ -44,13 +45,15 @@ def read_config(run_folder: Path) -> dict[str, Any]:
     _check_config(file, config)
     # of runs of earlier versions, which had no such options
     defaults = dict(classes=None, accumulate=1, compile=False, hold_out=0.0, num_images=None)
-    defaults |= dict(used_precision=config["precision"], teacher=None)
+    defaults |= dict(used_precision=config["precision"], teacher=None, order="raster")
     model = config["model"] | dict(model=dict(context_drop_prob=0.0) | config["model"]["model"])
     dataset = dict(labels_from_folders=False) | config["dataset"]
     config = defaults | config | dict(dataset=dataset, model=model)
     for name, kind in OPTIONAL_KEYS.items():
         if not isinstance(config[name], kind):
             raise click.ClickException(f"{file}: {name!r} must not be {config[name]!r}")
+    if config["order"] not in ORDERS:
+        raise click.ClickException(f"{file}: 'order' must not be {config['order']!r}")
     return config
 
 
@@ -61,6 +64,7 @@ OPTIONAL_KEYS = dict(
     hold_out=int | float,
     num_images=int | None,
     teacher=str | None,
+    order=str,
 )
 # what the configuration of any version holds, by section
 KEYS = {
@@ -109,7 +113,7 @@ def write_config(config: dict[str, Any], run_folder: Path) -> None:
 def model_class(config: dict[str, Any]) -> type[ImageAutoregressive]:
     from ..models.presets import image_model_class
 
-    return image_model_class(config["head"])
+    return image_model_class(config["head"], config["order"])
 
 
 def new_model(config: dict[str, Any], run_folder: Path) -> ImageAutoregressive:
@@ -120,7 +124,8 @@ def new_model(config: dict[str, Any], run_folder: Path) -> ImageAutoregressive:
     from ..models.distillation import distilled
     from ..models.presets import image_model_class
 
-    teacher = image_model_class(config["teacher"]).from_pretrained(run_folder / TEACHER)
+    teacher_class = image_model_class(config["teacher"], config["order"])
+    teacher = teacher_class.from_pretrained(run_folder / TEACHER)
     return distilled(
         teacher, config["head"], config["model"]["model"][cls.model_class.head_argument()]
     )

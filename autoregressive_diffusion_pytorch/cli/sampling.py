@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -20,6 +21,9 @@ from .options import (
     option,
 )
 from .run import checkpoint_of, label_of, load_model, output_file, read_config
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 TUNED = "[default: what `ardiff tune` wrote, else"
 
@@ -92,6 +96,18 @@ def sampling_options(default_count: int, counted: str):
             COUNT,
             f"Steps of the solver per token. {TUNED} as many as suit it]",
             "num_steps",
+        ),
+        option(
+            "--order",
+            click.Choice(["raster", "random"]),
+            "Of the tokens, with a run of --order random or masked. [default: random]",
+        ),
+        option(
+            "--iterations",
+            COUNT,
+            "Passes of the transformer, each for some tokens, with such a run. "
+            f"{TUNED} one token each, of a masked run 8 or more passes]",
+            "num_iterations",
         ),
         option("--temperature", FACTOR, f"Below 1 for less variety. {TUNED} 1]"),
         option("--batch-size", COUNT, "Images drawn at a time.", default=64),
@@ -167,6 +183,33 @@ class SamplingRun:
     def numbers(self, count: int) -> Sequence[int]:
         """The numbers of the images to draw."""
         return list(dict.fromkeys(self.only)) or range(count)
+
+    def read(self, file: Path, channels: int | None = None) -> Tensor:
+        """An image (1 c h w) of a file, scaled and cropped to the model."""
+        from ..data.image_files import read_image
+
+        with one_line_errors((ValueError,)):
+            image = read_image(file, self.model.image_size, channels or self.model.channels)
+        return image.unsqueeze(0).to(self.device)
+
+    def save_completions(
+        self, draw: Callable[..., Tensor], given: tuple, count: int, batch_size: int
+    ) -> None:
+        """Writes completions by a method of the model, which is given an image and its region."""
+        import torch
+
+        from ..utils.rng import generator_for
+
+        numbers, drawn = self.numbers(count), []
+        with one_line_errors((ValueError,)):
+            for label in self.labels or [None]:
+                key = (self.seed,) if label is None else (self.seed, label)
+                for start in range(0, len(numbers), batch_size):
+                    batch = numbers[start : start + batch_size]
+                    generators = [generator_for(*key, i, device=self.device) for i in batch]
+                    own = dict(num_completions=len(batch), labels=label, generator=generators)
+                    drawn.append(draw(*given, **own, **self.sample_kwargs, progress=True).cpu())
+        self.save(torch.cat(drawn), len(numbers) if self.labels else None, numbers)
 
     def save(self, images, columns: int | None, numbers: Sequence[int]) -> None:
         """Writes the grid, with labels a row of `columns` images for each, and the files.

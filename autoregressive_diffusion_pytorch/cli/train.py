@@ -21,7 +21,7 @@ from .options import (
     max_pixels_option,
     option,
 )
-from .run import dataset_of, model_class, new_run
+from .run import ORDERS, dataset_of, model_class, new_run
 from .training import check_apart, check_free, start_run
 
 # sizes of the model, each with its learning rate
@@ -39,8 +39,11 @@ DIGITS = SHARED | dict(
 FOLDER = SHARED | dict(
     size="small", image_size=64, patch_size=8, channels=3, batch_size=16, num_train_steps=50000
 )
+# and for other orders than raster, whose gradients are noisier (4 draws: Li et al. 2024)
+ANY_ORDER = dict(num_noise_draws=4)
+HIGHEST_RATE = 1e-3
 # where the options stand in the configuration
-RUN = ("head", "seed", "workers", "precision", "accumulate", "compile", "hold_out")
+RUN = ("head", "order", "seed", "workers", "precision", "accumulate", "compile", "hold_out")
 IMAGES = ("image_size", "patch_size", "channels")
 MODEL = ("dim", "depth", "heads", "mlp_depth", "mlp_width")
 DATASET = (
@@ -89,11 +92,17 @@ MODEL_OPTIONS = add_options(
     option("--heads", COUNT, f"Attention heads of the transformer. {_by_size('heads')}"),
     option("--mlp-width", COUNT, f"Width of the head's network. {_by_size('mlp_width')}"),
     option("--mlp-depth", COUNT, f"Blocks of the head's network. {_by_size('mlp_depth')}"),
-    option("--learning-rate", POSITIVE, f"Highest one. {_by_size('learning_rate')}"),
+    option(
+        "--learning-rate",
+        POSITIVE,
+        f"Highest one; in other orders than raster at most {HIGHEST_RATE:g}, unless given. "
+        f"{_by_size('learning_rate')}",
+    ),
     option(
         "--noise-draws",
         COUNT,
-        f"Noise draws per token and step. {_by_source('num_noise_draws')}",
+        f"Noise draws per token and step; {ANY_ORDER['num_noise_draws']} in other orders than "
+        f"raster. {_by_source('num_noise_draws')}",
         "num_noise_draws",
     ),
 )
@@ -187,6 +196,12 @@ OUTPUT_OPTIONS = add_options(
     metavar="|".join((*HEADS, "MODULE:CLASS")),
     default="flow",
 )
+@option(
+    "--order",
+    click.Choice(ORDERS),
+    "Of the tokens: raster draws them one by one, random in any order, masked several at a time.",
+    default="raster",
+)
 @IMAGE_OPTIONS
 @MODEL_OPTIONS
 @LENGTH_OPTIONS
@@ -206,7 +221,11 @@ def train(source: str, run_folder: Path | None, **options) -> None:
         if options["num_train_steps"] is not None:
             raise click.UsageError("--steps and --epochs exclude each other")
         preset = preset | dict(num_train_steps=None)
-    for defaults in (preset, SIZES[options["size"] or preset["size"]]):
+    size = SIZES[options["size"] or preset["size"]]
+    if options["order"] != "raster":
+        preset = preset | ANY_ORDER
+        size = size | dict(learning_rate=min(size["learning_rate"], HIGHEST_RATE))
+    for defaults in (preset, size):
         options |= {name: defaults[name] for name in defaults if options[name] is None}
     if source == "digits" and (options["image_size"], options["channels"]) != (8, 1):
         raise click.UsageError(
@@ -235,8 +254,10 @@ def _config(source: str, options: dict[str, Any]) -> dict[str, Any]:
     model = model_class(config).model_class
     arguments = head_class(options["head"]).argument_names()
     head_kwargs = section(("num_noise_draws",)) if "num_noise_draws" in arguments else {}
-    head = {} if model.preset else dict(head=options["head"])
-    sequences = section(MODEL) | dict(context_drop_prob=CONTEXT_DROP_PROB) | head
+    own = {} if model.preset else dict(head=options["head"])
+    if options["order"] == "random":
+        own |= dict(order="random")
+    sequences = section(MODEL) | dict(context_drop_prob=CONTEXT_DROP_PROB) | own
     config["model"] = dict(
         **section(IMAGES), num_classes=None, model=sequences | {model.head_argument(): head_kwargs}
     )

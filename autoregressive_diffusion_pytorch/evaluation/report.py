@@ -108,7 +108,8 @@ def evaluate(
 
     Returns:
         `images`, how many the dataset has; `bits_per_dim`, if the head has a density: the mean, its
-        standard error (without the solver's own error) and how they were computed; `generated`,
+        standard error (without the solver's own error; with that of an estimate over orders), of
+        which `density` they are, and how they were computed; `generated`,
         the distances and of what; and `curve`, both for each of `evaluations`.
     """
     sample_kwargs, solver_kwargs = sample_kwargs or {}, solver_kwargs or {}
@@ -157,7 +158,8 @@ def evaluate(
                 f"bits per dimension are {mean}: more steps of the solver, or smaller tolerances, "
                 "may do"
             )
-        return dict(mean=mean, standard_error=error, **head.density_settings(**kwargs))
+        density = dict(density=model.model.density)
+        return dict(mean=mean, standard_error=error, **density, **head.density_settings(**kwargs))
 
     def generated(**kwargs) -> dict[str, Any]:
         drawing = in_precision(model, kwargs.get("precision") or "no")

@@ -65,7 +65,18 @@ def axes_of(model: ImageAutoregressive) -> dict[str, Sequence]:
     own_steps = model.head.sampling_settings().get("num_steps")
     if own_steps not in (None, *AXES["num_steps"]):
         axes["num_steps"] = tuple(own_steps * factor for factor in (1, 2, 4))
+    iterations, most = own_iterations(model), model.model.max_seq_len
+    if iterations is not None:
+        more = (min(iterations * factor, most) for factor in (1, 2, 4))
+        axes["num_iterations"] = tuple(dict.fromkeys(more))
     return axes
+
+
+def own_iterations(model: ImageAutoregressive) -> int | None:
+    """The iterations in which a model draws by default; None if it draws one token in each."""
+    length = model.model.max_seq_len
+    iterations = len(model.model.order_of(length, torch.empty(1, 0).long(), None, None).sizes)
+    return None if iterations == length else iterations
 
 
 def tune(
@@ -102,7 +113,7 @@ def tune(
     check_distances("count", count, features)
     axes = axes_of(model) if axes is None else axes
     for name in axes:
-        check_choice("a setting in axes", name, AXES)
+        check_choice("a setting in axes", name, (*AXES, "num_iterations"))
         if name in sample_kwargs:
             raise ValueError(
                 f"{name} is searched for: it must not be among the arguments of sample, "
@@ -126,10 +137,11 @@ def tune(
 
     metric = "sliced_wasserstein" if features is None else "frechet_distance"
     of_real = seen(real)
-    own_steps = model.head.sampling_settings().get("num_steps")
-    plain = tuple(
-        own_steps if name == "num_steps" else getattr(GenerationSettings, name) for name in axes
+    own = dict(
+        num_steps=model.head.sampling_settings().get("num_steps"),
+        num_iterations=own_iterations(model),
     )
+    plain = tuple(own.get(name, getattr(GenerationSettings, name)) for name in axes)
     rows: dict[tuple, dict[str, float]] = {}
     previous = model.generation
     total = 1 + sum(len(values) - 1 for values in axes.values())
@@ -183,8 +195,7 @@ def tune(
     limit = min(map(measure, finalists)) * (1 + MARGIN)
     best = min((key for key in finalists if measure(key) <= limit), key=departure)
     settings = dict(zip(axes, best, strict=True))
-    if settings.get("num_steps") == own_steps:
-        settings["num_steps"] = None
+    settings |= {name: None for name in own if name in settings and settings[name] == own[name]}
     floor = all_distances(seen(real[::2]), seen(real[1::2]), seed=seed)
     table = {key: dict(zip(axes, key, strict=True)) | row for key, row in rows.items()}
     nearest_first = sorted(table.values(), key=lambda row: row[metric])

@@ -170,6 +170,14 @@ def head_class(head: str | type[Head]) -> type[Head]:
     return found
 
 
+def check_head_kwargs(head_kwargs: dict[str, Any]) -> None:
+    """Whether arguments for a model's head leave those of its network to the model."""
+    for name in NETWORK_ARGUMENTS:
+        if name in head_kwargs:
+            own = "mlp_depth, mlp_width and mlp_kwargs set the head's network"
+            raise ValueError(f"head_kwargs must not hold {name!r}: {own}")
+
+
 def head_name(head: type[Head]) -> str:
     """What `head_class` knows a class by."""
     place = f"{head.__module__}:{head.__qualname__}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -11,24 +10,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn import Module
 
-from ..utils.modes import checkpoint_gradients, without_jit_warnings
-from ..utils.validation import check_positive_int
-from .positions import AxialPositions
+from ..utils.modes import without_jit_warnings
+from .transformer import Transformer, same_outputs
 
 with without_jit_warnings():
     from x_transformers import Decoder
-    from x_transformers.x_transformers import Attention, FeedForward
-
-# arguments of the Decoder, and those of the models that set them
-RESERVED_DECODER_KWARGS = {
-    "dim": "dim",
-    "depth": "depth",
-    "heads": "heads",
-    "attn_dim_head": "dim_head",
-    "cross_attend": "cross_attend",
-}
 
 
 @dataclass
@@ -44,11 +31,17 @@ class BackboneState:
 
     def repeat(self, times: int) -> BackboneState:
         """The state of each sequence `times` times, one after the other."""
-        repeated = partial(torch.repeat_interleave, repeats=times, dim=0)
+        return self._map(partial(torch.repeat_interleave, repeats=times, dim=0))
+
+    def every(self, times: int) -> BackboneState:
+        """The state of the first of each `times` sequences."""
+        return self._map(lambda tensor: tensor[::times])
+
+    def _map(self, function: Callable[[Tensor], Tensor]) -> BackboneState:
         tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
-        cache = None if self.cache is None else _map_cache(repeated, self.cache)
+        cache = None if self.cache is None else _map_cache(function, self.cache)
         return replace(
-            self, cache=cache, **{name: repeated(value) for name, value in tensors.items()}
+            self, cache=cache, **{name: function(value) for name, value in tensors.items()}
         )
 
 
@@ -65,94 +58,31 @@ def _map_cache(function: Callable[[Tensor], Tensor], cache: Any) -> Any:
     return replace(cache, attn_intermediates=layers)
 
 
-class Backbone(Module):
+class Backbone(Transformer):
     """A causal transformer: one full pass for training, cached steps with the same numbers.
 
     Args:
-        dim: width of the model.
-        max_seq_len: longest sequence, or a tuple of axis lengths for axial positions.
-        depth, dim_head, num_heads: of the `Decoder`.
-        cross_attend: each layer also attends to a memory, which is then needed.
         decoder_kwargs: further arguments of the x-transformers `Decoder`. They are probed on a
             small decoder at once: a configuration that lets a position see a later one is refused;
             one whose key/value cache gives other numbers than the full pass is sampled without
             cache (`can_cache` is False); one that ignores the mask of a prefix refuses such masks
             (`can_mask` is False).
+        dim, kwargs: as of `Transformer`.
     """
 
-    def __init__(
-        self,
-        dim: int,
-        *,
-        max_seq_len: int | tuple[int, ...],
-        depth: int = 8,
-        dim_head: int = 64,
-        num_heads: int = 8,
-        cross_attend: bool = False,
-        decoder_kwargs: dict | None = None,
-    ):
-        super().__init__()
-        decoder_kwargs = decoder_kwargs or {}
-        for name, own in RESERVED_DECODER_KWARGS.items():
-            if name in decoder_kwargs:
-                raise ValueError(
-                    f"decoder_kwargs must not hold {name!r}: the model's own argument `{own}` sets "
-                    "it"
-                )
+    layers = Decoder
 
-        is_axial = isinstance(max_seq_len, (tuple, list))
-        axis_lengths = tuple(max_seq_len) if is_axial else (max_seq_len,)
-        if not axis_lengths:
-            raise ValueError(
-                "max_seq_len must be a whole number of at least 1, or a tuple of such, "
-                "got an empty tuple"
-            )
-        for length in axis_lengths:
-            check_positive_int(max_seq_len=length)
-        self.max_seq_len = math.prod(axis_lengths)
-        self.positions = AxialPositions(dim, axis_lengths)
-
-        arguments = dict(
-            depth=depth,
-            heads=num_heads,
-            attn_dim_head=dim_head,
-            cross_attend=cross_attend,
-            **decoder_kwargs,
-        )
-        if num_heads == 1 and decoder_kwargs.get("attn_value_dim_head", dim_head) != dim:
-            # x-transformers leaves the projection of a single head's values to `dim` out
-            arguments.setdefault("attn_project_out", True)
-        if cross_attend:
-            # a window is for the tokens: x-transformers would lay it over the memory too
-            arguments.setdefault("cross_attn_max_attend_past", None)
-        try:
-            self.decoder = Decoder(dim=dim, **arguments)
-        except (AssertionError, TypeError, ValueError) as error:
-            raise ValueError(
-                f"decoder_kwargs {decoder_kwargs} are refused by the x-transformers Decoder: "
-                f"{error}"
-            ) from error
-        if self.decoder.need_condition:
-            raise ValueError(
-                f"decoder_kwargs {decoder_kwargs} make a decoder with adaptive norms, which need "
-                "an "
-                "input of their own that this model does not give"
-            )
-        self.num_mem_kv = decoder_kwargs.get("attn_num_mem_kv", 0)
+    def __init__(self, dim: int, *, decoder_kwargs: dict | None = None, **kwargs: Any):
+        super().__init__(dim, decoder_kwargs=decoder_kwargs, **kwargs)
         self.can_cache, self.can_mask = True, True
         if decoder_kwargs:
-            self.can_cache, self.can_mask = _probe(arguments, dim)
-
-    def checkpoint_gradients(self) -> None:
-        """From now on training keeps only the inputs of the attention and feedforward layers."""
-        for module in self.decoder.modules():
-            if isinstance(module, (Attention, FeedForward)):
-                checkpoint_gradients(module)
+            self.can_cache, self.can_mask = _probe(self.arguments, dim)
 
     def forward(
         self,
         embeds: Tensor,
         *,
+        positions: Tensor | None = None,
         prefix: Tensor | None = None,
         prefix_mask: Tensor | None = None,
         memory: Tensor | None = None,
@@ -162,13 +92,16 @@ class Backbone(Module):
 
         Args:
             embeds: the embedded tokens; positions are added here.
+            positions: theirs, (b n); by default 0 to n - 1.
             prefix: further embeddings (b p dim), read before them.
             prefix_mask: (b p), False for what is not to be read.
             memory: embeddings (b m dim) for cross-attention.
             memory_mask: (b m), as `prefix_mask`.
         """
         length = embeds.shape[1]
-        embeds = embeds + self.positions(0, length)
+        if positions is None:
+            positions = torch.arange(length, device=embeds.device)
+        embeds = embeds + self.positions(positions)
         embeds = embeds if prefix is None else torch.cat((prefix, embeds), dim=1)
         state = BackboneState(prefix_mask=prefix_mask, memory=memory, memory_mask=memory_mask)
         inputs = self._decoder_inputs(length, state)
@@ -178,6 +111,7 @@ class Backbone(Module):
         self,
         embeds: Tensor,
         state: BackboneState | None = None,
+        positions: Tensor | None = None,
         *,
         prefix: Tensor | None = None,
         prefix_mask: Tensor | None = None,
@@ -186,12 +120,17 @@ class Backbone(Module):
     ) -> tuple[Tensor, BackboneState]:
         """Reads the next embeddings (b m dim), and returns the output at the last one, (b dim).
 
+        Args:
+            positions: theirs, (b m); by default those that follow the last ones.
+
         The other arguments, as of `forward`, are for the first step.
         """
         if state is None:
             state = BackboneState(prefix_mask=prefix_mask, memory=memory, memory_mask=memory_mask)
         stop = state.length + embeds.shape[1]
-        embeds = embeds + self.positions(state.length, stop)
+        if positions is None:
+            positions = torch.arange(state.length, stop, device=embeds.device)
+        embeds = embeds + self.positions(positions)
         embeds = embeds if prefix is None else torch.cat((prefix, embeds), dim=1)
         inputs = self._decoder_inputs(stop, state)
         if self.can_cache:
@@ -245,9 +184,6 @@ def _probe(arguments: dict, dim: int, length: int = 6, probe_dim: int = 32) -> t
         ValueError: if the decoder fails, or is not causal.
     """
 
-    def same(a: Tensor, b: Tensor) -> bool:
-        return torch.allclose(a, b, rtol=0, atol=1e-4)  # outputs around 1, in single precision
-
     def inputs(batch_size: int) -> dict[str, Tensor]:
         if not decoder.cross_attend:
             return {}
@@ -279,7 +215,7 @@ def _probe(arguments: dict, dim: int, length: int = 6, probe_dim: int = 32) -> t
                 "decoder_kwargs make a decoder that fails on sequences of 1 to "
                 f"{length} tokens: {error}"
             ) from error
-        if not same(full, torch.stack(last, dim=1)):
+        if not same_outputs(full, torch.stack(last, dim=1)):
             raise ValueError(
                 "decoder_kwargs make a decoder whose output at a position changes with later "
                 "positions"
@@ -288,7 +224,7 @@ def _probe(arguments: dict, dim: int, length: int = 6, probe_dim: int = 32) -> t
         first_masked = (torch.arange(length) > 0).expand(2, -1)
         mask = _attention_mask(first_masked, arguments.get("attn_num_mem_kv", 0))
         masked = decoder(embeds, attn_mask=mask, **inputs(2))
-        can_mask = same(masked[:, 1:], decoder(embeds[:, 1:], **inputs(2)))
+        can_mask = same_outputs(masked[:, 1:], decoder(embeds[:, 1:], **inputs(2)))
 
         try:
             # the first pass reads several at once, as with a prompt, and serves both sequences
@@ -301,4 +237,4 @@ def _probe(arguments: dict, dim: int, length: int = 6, probe_dim: int = 32) -> t
                 stepped.append(output)
         except Exception:  # x-transformers has no cache for some options, and says so in many ways
             return False, can_mask
-        return same(full, torch.cat(stepped, dim=1)), can_mask
+        return same_outputs(full, torch.cat(stepped, dim=1)), can_mask

@@ -68,9 +68,9 @@ class Conditioning(Module):
 
     def check(
         self,
-        labels: Tensor | Sequence[int] | int | None,
-        cond: Tensor | None,
-        cond_mask: Tensor | None,
+        labels: Tensor | Sequence[int] | int | None = None,
+        cond: Tensor | None = None,
+        cond_mask: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """What is given, as tensors (m …) on the device of the weights, ready for `forward`.
 

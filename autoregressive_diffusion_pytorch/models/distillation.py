@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any, TypeVar
 
 from ..heads.head import Head
-from .autoregressive import Autoregressive
 from .image import ImageAutoregressive
 from .presets import image_model_class, sequence_model_class
+from .sequence_model import SequenceModel
 
-Model = TypeVar("Model", Autoregressive, ImageAutoregressive)
+Model = TypeVar("Model", SequenceModel, ImageAutoregressive)
 
 HEAD_ARGUMENTS = {"head", "model_output_clean"}  # of sequence models, beside those by its name
 
@@ -24,15 +24,16 @@ def distilled(
 
     Args:
         teacher: the trained model, which stays as it is.
-        head, head_kwargs: as of `Autoregressive`.
+        head, head_kwargs: as of `SequenceModel`.
     """
     arguments, sequences = teacher.config, teacher
     if isinstance(teacher, ImageAutoregressive):
-        cls, sequences = image_model_class(head), teacher.model
+        sequences = teacher.model
+        cls = image_model_class(head, sequences.order)
         own = _with_head(arguments["model"], sequences, cls.model_class, head, head_kwargs)
         arguments |= dict(model=own)
     else:
-        cls = sequence_model_class(head)
+        cls = sequence_model_class(head, sequences.order)
         arguments = _with_head(arguments, sequences, cls, head, head_kwargs)
     student = cls(**arguments)
     student.generation = teacher.generation
@@ -48,8 +49,8 @@ def distilled(
 
 def _with_head(
     arguments: dict[str, Any],
-    teacher: Autoregressive,
-    cls: type[Autoregressive],
+    teacher: SequenceModel,
+    cls: type[SequenceModel],
     head: str | type[Head],
     head_kwargs: dict[str, Any] | None,
 ) -> dict[str, Any]:

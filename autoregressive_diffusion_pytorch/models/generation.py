@@ -1,7 +1,8 @@
-"""The sampling loop: one token after the other, each drawn by the head from its condition z.
+"""The sampling loop: tokens, one or several at a time, each drawn by the head from its condition z.
 
-The sampling of Li et al. 2024 (https://arxiv.org/abs/2406.11838), section 3.3, for the causal
-variant: p(x) is the product over i of p(x_i | z_i), z_i = f(x_1 … x_{i-1}).
+The sampling of Li et al. 2024 (https://arxiv.org/abs/2406.11838), section 3.3: p(x) is the product
+over k of p(X_k | X_1 … X_{k-1}), of sets of tokens X_k in some order (eq. 3); the tokens of one set
+are drawn independently.
 """
 
 from __future__ import annotations
@@ -12,28 +13,36 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import Module
+from tqdm import tqdm
 
 from ..heads.guidance import Guidance, check_context_guidance, check_guidance_target
 from ..utils.modes import compiled, in_precision, inference
 from ..utils.validation import check_choice, check_generator, check_positive_int
-from .backbone import BackboneState
+from .orders import repeated
+from .readings import Reading, write
 from .settings import GuidanceSchedule
 
 
 class Generation:
-    """One call of `Autoregressive.sample`: its arguments, checked at once, and the loop.
+    """One call of `SequenceModel.sample`: its arguments, checked at once, and the loop.
 
-    Iterating over it draws the tokens after the prompt, each (b d). Arguments as of `sample`, with
-    the `Autoregressive` model first.
+    Iterating over it draws the tokens after the prompt: positions (b k) and their tokens (b k d).
+
+    Args:
+        model: the `SequenceModel`.
+        batch_size, options, prompt, seq_len: as of `sample`.
+        known: positions (m p) of the prompt's tokens, by default the first ones.
     """
 
     def __init__(
         self,
         model: Module,
         batch_size: int | None,
-        prompt: Tensor | None,
-        seq_len: int | None,
         options: dict[str, Any],
+        *,
+        prompt: Tensor | None = None,
+        seq_len: int | None = None,
+        known: Tensor | None = None,
     ):
         options = model.generation.with_given(options, model.head)
         self.model = model = in_precision(model, options.pop("precision", "no"))
@@ -49,6 +58,11 @@ class Generation:
         model.check_tokens("prompt", prompt, shortest=0, longest=self.seq_len)
         dtype = torch.promote_types(weight.dtype, torch.float32)
         self.prompt = prompt.detach().to(weight.device, dtype)
+        if known is None:
+            known = torch.arange(prompt.shape[1], device=weight.device).unsqueeze(0)
+        self.order = model.order_of(
+            self.seq_len, known, options.pop("order", None), options.pop("num_iterations", None)
+        )
 
         names = ("guidance_scale", "guidance_schedule", "guidance_interval")
         self.cfg = GuidanceSchedule(*(options.pop(name, None) for name in names))
@@ -62,16 +76,19 @@ class Generation:
         if not (self.cfg.is_unconditional and all(v is None for v in given.values())):
             self.conditions = model.conditioning.check(**given)
         self._check_batch(batch_size)
-        check_generator(options.get("generator"), self.batch_size)
+        self.generator = options.get("generator")
+        check_generator(self.generator, self.batch_size)
 
-        self.step = model.backbone.step
-        known = model.head.sampling_options()
+        self.transformer = model.transformer
+        known_options = model.head.sampling_options()
         if options.pop("compile", False):
             # the cache grows from step to step: one program for all lengths
-            self.step = compiled(self.step, model.backbone, dynamic=True)
-            options |= dict(compile=True) if "compile" in known else {}
+            self.transformer = compiled(self.transformer, model.backbone, dynamic=True)
+            # the head's program is for one number of tokens
+            if "compile" in known_options and len(set(self.order.sizes)) == 1:
+                options |= dict(compile=True)
         for name in options:
-            check_choice(f"an option of {type(model.head).__name__}", name, known)
+            check_choice(f"an option of {type(model.head).__name__}", name, known_options)
         self.draw = model.head.sampler(**options)
 
     def _check_guidance(self) -> None:
@@ -114,30 +131,44 @@ class Generation:
                 f"got {scales}"
             )
 
-    def __iter__(self) -> Iterator[Tensor]:
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         modules = list(self.model.modules())
-        token, state = None, None
-        for i in range(self.prompt.shape[1], self.seq_len):
+        order, reading, tokens = None, None, None
+        start = self.prompt.shape[1]
+        for count in self.order.sizes:
             with inference(modules):
-                # z_i = f(x_1 … x_{i-1}): the transformer reads x_{i-1}, its cache holds the others
-                z, state = self._read_prompt() if token is None else self._read(token, state)
-                # x_i ~ p(x_i | z_i)
-                z, guidance = self._guidance_at(i, z)
-                token = self.draw(z, guidance=guidance)
-            yield token.clone()  # no tensor of inference mode: it can be trained on
+                if reading is None:
+                    order = self.order.positions(self.batch_size, self.generator)
+                    reading = self._reading(order)
+                stop = start + count
+                positions = order[:, start:stop].expand(self.batch_size, -1)
+                # the transformer reads X_1 … X_{k-1}
+                z = reading.conditions(tokens, count)
+                # x ~ p(x | z), for each token of X_k
+                z, guidance = self._guidance_at(positions, stop, z)
+                tokens = self.draw(z, guidance=guidance)
+            # no tensors of inference mode: they can be trained on
+            yield positions.clone(), tokens.clone()
+            start = stop
+
+    def run(self, progress: bool = False) -> Tensor:
+        """All tokens, (b n d), those of the prompt untouched."""
+        seq = self.prompt.new_empty(self.batch_size, self.seq_len, self.prompt.shape[-1])
+        known = repeated(self.order.known.expand(len(self.prompt), -1), self.batch_size)
+        write(seq, known, repeated(self.prompt, self.batch_size))
+        total = len(self.order.sizes)
+        for positions, tokens in tqdm(self, desc="tokens", total=total, disable=not progress):
+            write(seq, positions, tokens)
+        return seq
 
     @property
     def _is_guided(self) -> bool:
         """Each sequence is read twice: with its condition and with the null condition."""
         return not (self.cfg.is_conditional or self.cfg.is_unconditional)
 
-    def _read(self, token: Tensor, state: BackboneState) -> tuple[Tensor, BackboneState]:
-        embeds = self.model.embed(token.unsqueeze(1))
-        return self.step(torch.cat((embeds, embeds)) if self._is_guided else embeds, state)
-
-    def _read_prompt(self) -> tuple[Tensor, BackboneState]:
-        """Reads each prompt with its condition once, and gives what follows for all sequences."""
-        model, count = self.model, self.num_prompts
+    def _reading(self, order: Tensor) -> Reading:
+        """The reading of all sequences; each prompt with its condition is given once."""
+        count = self.num_prompts
         prompt = repeated(self.prompt, count)
         conditions = {name: repeated(given, count) for name, given in self.conditions.items()}
         dropped = None
@@ -148,28 +179,27 @@ class Generation:
         elif self.cfg.is_unconditional:
             conditions = {}
             dropped = torch.ones(count, dtype=torch.bool, device=prompt.device)
-        condition = model.conditioning(**conditions, dropped=dropped)
-        embeds = torch.cat((model.start(len(prompt)), model.embed(prompt)), dim=1)
-        z, state = model.backbone.step(embeds, **condition)
+        condition = self.model.conditioning(**conditions, dropped=dropped)
         times = self.batch_size // count
-        return (z, state) if times == 1 else (repeated(z, times * len(z)), state.repeat(times))
+        return self.model.reading(order, prompt, condition, times, self.transformer)
 
-    def _guidance_at(self, i: int, z: Tensor) -> tuple[Tensor, list[Guidance]]:
-        """The conditions (b dim) at position i, and what they are guided away from."""
+    def _guidance_at(
+        self, positions: Tensor, stop: int, z: Tensor
+    ) -> tuple[Tensor, list[Guidance]]:
+        """The conditions (b k dim) at positions (b k), and what they are guided away from.
+
+        `stop` tokens are known when these are drawn.
+        """
         guidance = []
         if self._is_guided:
             z, unconditional = z.chunk(2)
-            scale = self.cfg.scales(self.seq_len)[i]
+            scale = self.cfg.scales(self.seq_len)[stop - 1]
+            scale = scale if scale.ndim == 0 else scale.unsqueeze(1).expand(z.shape[:2])
             interval = self.cfg.interval
             guidance.append(Guidance(unconditional, scale, interval, self.guidance_target))
-        # before an unconditional first token there is no context to drop
-        has_context = i > 0 or self.model.conditioning.is_conditional
+        # before unconditional first tokens there is no context to drop
+        has_context = stop > positions.shape[1] or self.model.conditioning.is_conditional
         if self.context_guidance != 1 and has_context:
-            null_z = self.model.no_context(i, i + 1).squeeze(0)
+            null_z = self.model.no_context(positions)
             guidance.append(Guidance(null_z, self.context_guidance, target=self.guidance_target))
         return z, guidance
-
-
-def repeated(tensor: Tensor, batch_size: int) -> Tensor:
-    """(m …) to (b …): each of the m as often as it takes, one after the other."""
-    return tensor.repeat_interleave(batch_size // len(tensor), dim=0)

@@ -11,11 +11,16 @@ from torch import Generator, Tensor
 from torch.nn import Module
 
 from ..heads.head import Head
-from ..utils.validation import as_tensor, check_generator, check_positive_int, check_share
+from ..utils.validation import check_generator, check_positive_int, check_share
 from .autoregressive import Autoregressive
+from .generation import Generation
 from .hub import Pretrained, without_sampling_of_1_0
+from .orders import repeated
+from .readings import write
+from .regions import PixelRegion, fill_canvas, number_of_completed
+from .sequence_model import SequenceModel
 from .settings import GenerationSettings, with_sampling_options
-from .tokenizers import Patches, patchify
+from .tokenizers import Patches
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -28,7 +33,7 @@ SHARED_ARGUMENTS = ("num_classes", "dim_cond")  # of both models
 
 
 class ImageAutoregressive(Module, Pretrained):
-    """An autoregressive model over the patches of images, in raster order.
+    """An autoregressive model over the patches of images, by default in raster order.
 
     Args:
         image_size, patch_size, channels: as of `Patches`, the tokenizer.
@@ -43,7 +48,7 @@ class ImageAutoregressive(Module, Pretrained):
             drawn tokens to the range of images does.
     """
 
-    model_class: type[Autoregressive] = Autoregressive  # of the sequence model
+    model_class: type[SequenceModel] = Autoregressive  # of the sequence model
     _has_seen_images = False  # whose range was checked
 
     def __init__(
@@ -113,6 +118,10 @@ class ImageAutoregressive(Module, Pretrained):
     def metrics(self) -> dict[str, Tensor]:
         """As of `Autoregressive`."""
         return self.head.metrics()
+
+    def set_progress(self, share: float) -> None:
+        """As of `Autoregressive`."""
+        self.model.set_progress(share)
 
     def checkpoint_gradients(self) -> None:
         """As of `Autoregressive`."""
@@ -208,15 +217,10 @@ class ImageAutoregressive(Module, Pretrained):
             raise ValueError("images must be at least one, got none")
         self.tokenizer.check_range(images, strict=True)
         check_generator(generator)
-        images = images.to(torch.promote_types(images.dtype, torch.float32))
-        source = images.device if generator is None else generator.device
-        noise = torch.rand(images.shape, generator=generator, device=source, dtype=images.dtype)
-        values = (images * 255).round() + noise.to(images.device) - 0.5
-        interval = self.tokenizer.VALUE_INTERVAL
-        tokens = patchify(values * interval - 1, self.patch_size)
+        tokens = self.tokenizer.dequantize(images, generator)
         options = dict(labels=labels, cond=cond, cond_mask=cond_mask, generator=generator)
         log_densities = self.model.log_prob(tokens, **options, **solver_kwargs)
-        return log_densities + tokens.shape[-1] * math.log(interval)
+        return log_densities + tokens.shape[-1] * math.log(self.tokenizer.VALUE_INTERVAL)
 
     def bits_per_dim(self, images: Tensor, **kwargs) -> Tensor:
         """The bits per value of images (b c h w) of a code by the model, (b): less is better.
@@ -240,18 +244,19 @@ class ImageAutoregressive(Module, Pretrained):
     def stream(
         self, batch_size: int | None = None, **options: Unpack[SamplingOptions]
     ) -> Iterator[Tensor]:
-        """The images of `sample`, (b c h w), after each patch; grey where nothing is drawn yet.
+        """The images of `sample`, (b c h w), after each iteration; grey where nothing is drawn yet.
 
         Arguments as of `sample`.
         """
-        return self._growing(self.model.stream(batch_size, **options))
+        return self._growing(Generation(self.model, batch_size, options))
 
-    def _growing(self, tokens: Iterator[Tensor]) -> Iterator[Tensor]:
+    def _growing(self, generation: Generation) -> Iterator[Tensor]:
         seq = None
-        for i, token in enumerate(tokens):
+        for positions, tokens in generation:
             if seq is None:
-                seq = token.new_zeros(len(token), self.model.max_seq_len, self.model.dim_input)
-            seq[:, i] = token
+                shape = (len(tokens), self.model.max_seq_len, self.model.dim_input)
+                seq = tokens.new_zeros(shape)
+            write(seq, positions, tokens)
             yield self.tokenizer.decode(seq)
 
     @with_sampling_options
@@ -286,13 +291,7 @@ class ImageAutoregressive(Module, Pretrained):
                 f"keep_rows must be a multiple of the patch height {patch} from 0 to {height}, "
                 f"got {keep_rows!r}"
             )
-        conditions = {name: options.get(name) for name in ("labels", "cond")}
-        given = [as_tensor(name, v) for name, v in conditions.items() if v is not None]
-        count = max(map(len, (images, *map(torch.atleast_1d, given))))
-        if len(images) not in (1, count):
-            raise ValueError(
-                f"images must be one or {count}, as many as labels or vectors, got {len(images)}"
-            )
+        count = number_of_completed(images, options)
         kept = images[:, :, :keep_rows].detach()
         self.tokenizer.check_range(kept)
         prompt = self.tokenizer.encode(kept)
@@ -304,3 +303,46 @@ class ImageAutoregressive(Module, Pretrained):
         # as they were: to tokens and back is not exact
         completed[:, :, :keep_rows] = kept.repeat_interleave(len(completed) // len(kept), dim=0)
         return completed
+
+    @with_sampling_options
+    def fill(
+        self,
+        images: Tensor,
+        mask: Tensor,
+        *,
+        num_completions: int = 1,
+        whole_patches: bool = False,
+        progress: bool = False,
+        **options: Unpack[SamplingOptions],
+    ) -> Tensor:
+        """Draws anew the region of images that a mask marks, by a model that draws in any order.
+
+        Patches are drawn as a whole, those that the mask cuts too, without reading what it leaves
+        of them.
+
+        Args:
+            images: (b c h w) with values in [0, 1]; one serves several labels or vectors. What the
+                mask marks is not read. They may be larger than the model's, by whole patches: then
+                windows are filled one after the other, that first of which most is known.
+            mask: True for the pixels to draw, (h w), or (b h w) of images of the model's size.
+            num_completions: of each image with its label and vectors, one after the other.
+            whole_patches: patches that the mask cuts are taken from the drawing as a whole; by
+                default their other pixels come back untouched, as all others do.
+            progress: show a progress bar over the iterations.
+            options: as of `sample`; `labels` and `cond` are one for all images or one for each.
+
+        Returns:
+            Images (b · num_completions, c h w).
+
+        Raises:
+            TypeError: the model draws in raster order alone.
+        """
+        given = dict(num_completions=num_completions, progress=progress, **options)
+        if images.shape[-2:] != self.image_size and self.tokenizer.fits_on(images):
+            given |= dict(whole_patches=whole_patches)
+            return fill_canvas(self.fill, self.tokenizer, images, mask, **given)
+        self.tokenizer.check_images(images)
+        region = PixelRegion(self.tokenizer, images, mask, whole_patches)
+        count = number_of_completed(images, options)
+        tokens, drawn = (repeated(x, count) for x in (region.tokens, region.drawn))
+        return region.paste(self.tokenizer.decode(self.model.fill(tokens, drawn, **given)))

@@ -6,9 +6,11 @@ from typing import TYPE_CHECKING
 
 from .autoregressive import Autoregressive
 from .image import ImageAutoregressive
+from .masked import MaskedAutoregressive
 
 if TYPE_CHECKING:
     from ..heads.head import Head
+    from .sequence_model import SequenceModel
 
 
 class AutoregressiveDiffusion(Autoregressive):
@@ -86,11 +88,19 @@ class ImageAutoregressiveEnergy(ImageAutoregressive):
 PRESETS = {cls.model_class.preset: cls for cls in ImageAutoregressive.__subclasses__()}
 
 
-def image_model_class(head: str | type[Head]) -> type[ImageAutoregressive]:
-    """The class for images of a head: its preset, or the general one."""
+class ImageMaskedAutoregressive(ImageAutoregressive):
+    """Images by `MaskedAutoregressive`. Arguments as of `ImageAutoregressive`."""
+
+    model_class = MaskedAutoregressive
+
+
+def image_model_class(head: str | type[Head], order: str = "raster") -> type[ImageAutoregressive]:
+    """The class for images of a head, and of raster, random or masked order."""
+    if order == "masked":
+        return ImageMaskedAutoregressive
     return PRESETS.get(head, ImageAutoregressive)
 
 
-def sequence_model_class(head: str | type[Head]) -> type[Autoregressive]:
+def sequence_model_class(head: str | type[Head], order: str = "raster") -> type[SequenceModel]:
     """The same for sequences."""
-    return image_model_class(head).model_class
+    return image_model_class(head, order).model_class

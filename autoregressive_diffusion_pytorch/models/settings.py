@@ -49,6 +49,11 @@ class SamplingOptions(TypedDict, total=False):
         guidance_target: what both guidances move: "tokens", the head's predictions, or
             "conditions", what it reads, which takes no further evaluation.
         num_steps, solver: of the head's sampler, where it has them.
+        order: of a model that draws in any: "random" (its default, another order for each
+            sequence), "raster", or a permutation of the positions (n,).
+        num_iterations: of a model that draws in any order: passes of the transformer, in each of
+            which it draws some tokens, few at first, independently of each other. By default a
+            quarter of the tokens for a masked model, but at least 8, and one token each for others.
         temperature: factor on all noise, at least 0: 1 for the learned distribution, less for less
             variety.
         generator: source of randomness, on any device: the same seed gives the same result. Or a
@@ -70,6 +75,8 @@ class SamplingOptions(TypedDict, total=False):
     guidance_target: Literal["tokens", "conditions"] | None
     num_steps: int | None
     solver: str | None
+    order: Literal["raster", "random"] | Tensor | Sequence[int] | None
+    num_iterations: int | None
     temperature: float | None
     generator: Generator | Sequence[Generator] | None
     precision: Literal["no", "bf16"] | None
@@ -82,12 +89,14 @@ class GenerationSettings:
 
     Attributes:
         num_steps, solver, temperature: as of `SamplingOptions`; None for the head's own.
+        num_iterations: as of `SamplingOptions`; None for the model's own.
         guidance_scale, guidance_schedule, guidance_interval, context_guidance, guidance_target: as
             of `SamplingOptions`.
     """
 
     num_steps: int | None = None
     solver: str | None = None
+    num_iterations: int | None = None
     temperature: float = 1.0
     guidance_scale: float = 1.0
     guidance_schedule: str = "constant"
@@ -96,8 +105,9 @@ class GenerationSettings:
     guidance_target: str = "tokens"
 
     def __post_init__(self):
-        if self.num_steps is not None:
-            check_positive_int(num_steps=self.num_steps)
+        for name in ("num_steps", "num_iterations"):
+            if getattr(self, name) is not None:
+                check_positive_int(**{name: getattr(self, name)})
         for name in ("temperature", "guidance_scale"):
             value = getattr(self, name)
             is_number = isinstance(value, (int, float)) and not isinstance(value, bool)

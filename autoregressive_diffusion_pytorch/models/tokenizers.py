@@ -9,9 +9,10 @@ from typing import ClassVar
 
 import torch
 from einops import rearrange
-from torch import Tensor
+from torch import Generator, Tensor
 from torch.nn import Module
 
+from ..utils.rng import rand
 from ..utils.validation import as_height_and_width, check_positive_int
 
 BEYOND_NOISE = 10  # no sample of a standard Gaussian is as far from 0
@@ -110,8 +111,22 @@ class Patches(Tokenizer):
         self.grid = tuple(image // patch for image, patch in sizes)
         self.dim = channels * self.patch_size[0] * self.patch_size[1]
 
+    def fits_on(self, images: Tensor) -> bool:
+        """Whether images are as large as these, or larger by whole patches."""
+        sizes = zip(images.shape[-2:], self.image_size, self.patch_size, strict=False)
+        return images.ndim == 4 and all(
+            size >= own and (size - own) % patch == 0 for size, own, patch in sizes
+        )
+
     def encode(self, images: Tensor) -> Tensor:
         return patchify(images * 2 - 1, self.patch_size)
+
+    def dequantize(self, images: Tensor, generator: Generator | None) -> Tensor:
+        """As `encode`, with noise that is uniform within the interval rounded to an 8-bit value."""
+        images = images.to(torch.promote_types(images.dtype, torch.float32))
+        noise = rand(images.shape, generator, images.device, images.dtype)
+        values = (images * 255).round() + noise - 0.5
+        return patchify(values * self.VALUE_INTERVAL - 1, self.patch_size)
 
     def decode(self, tokens: Tensor) -> Tensor:
         images = unpatchify(tokens, self.patch_size, self.image_size)

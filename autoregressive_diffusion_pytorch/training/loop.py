@@ -222,6 +222,8 @@ class TrainingLoop:
         self.model.train()
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate_at(self.step)
+        if hasattr(self.unwrapped_model, "set_progress"):
+            self.unwrapped_model.set_progress(self.step / self.num_train_steps)
         losses = []
         for i in range(self.passes):
             batch = self._batch = self.to_device(next(batches))

@@ -43,7 +43,8 @@ class Trainer(TrainingLoop):
     and raise `TrainingStopped`.
 
     Args:
-        model: the model. Where it has `measure(**batch)`, that is called before the first step.
+        model: the model. Where it has `measure(**batch)`, that is called before the first step;
+            and `set_progress(share)`, with the share of the steps that are done, before each.
         dataset: gives dictionaries of tensors by their index, and has a length.
         validation_dataset: another of the same kind. With each checkpoint, the averaged weights'
             loss on it is logged, always with the same noise, and the checkpoint where it was lowest

@@ -97,17 +97,17 @@ def compiled(function: Callable, owner: Module, **options) -> Callable:
     name = function.__qualname__
     run = None
 
-    def call(*args):
+    def call(*args, **kwargs):
         nonlocal run
         if name in failed:
-            return function(*args)
+            return function(*args, **kwargs)
         try:
             run = run or torch.compile(function, **options)
-            return run(*args)
+            return run(*args, **kwargs)
         except Exception as error:  # the compiler has many; the function's own comes again below
             if _is_of_memory(error):
                 raise
-            result = function(*args)
+            result = function(*args, **kwargs)
             failed.add(name)
             reason = " ".join(str(error).partition("\n\n")[0].split())
             warnings.warn(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -62,11 +62,22 @@ def randn(
 
     With one generator per entry of the first axis, an entry does not depend on the others.
     """
+    return _draw(torch.randn, shape, generator, device, dtype)
+
+
+def rand(
+    shape: Sequence[int], generator: Generators, device: torch.device, dtype: torch.dtype
+) -> Tensor:
+    """The same, uniform in [0, 1)."""
+    return _draw(torch.rand, shape, generator, device, dtype)
+
+
+def _draw(function: Callable, shape, generator, device, dtype) -> Tensor:
     if isinstance(generator, Sequence):
-        rows = [randn(shape[1:], one, device, dtype) for one in generator]
+        rows = [_draw(function, shape[1:], one, device, dtype) for one in generator]
         return torch.stack(rows)
     source = device if generator is None else generator.device
-    return torch.randn(shape, generator=generator, device=source, dtype=dtype).to(device)
+    return function(shape, generator=generator, device=source, dtype=dtype).to(device)
 
 
 def seed_process(*key: int, rank: int) -> None:

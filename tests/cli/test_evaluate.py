@@ -10,6 +10,8 @@ from autoregressive_diffusion_pytorch.evaluation import metrics
 from autoregressive_diffusion_pytorch.evaluation import report as reports
 from autoregressive_diffusion_pytorch.models.settings import GenerationSettings
 
+BITS = dict(mean=1.0, standard_error=0.1, density="exact, in raster order")
+
 
 def report(path):
     return json.loads((path / "evaluation" / "report.2.json").read_text())
@@ -72,7 +74,7 @@ def test_held_out_images_are_those_of_the_validation_loss(call, folder, monkeypa
 
     def fake(model, dataset, **kwargs):
         seen.extend(dataset)
-        return dict(images=len(dataset), bits_per_dim=dict(mean=1.0, standard_error=0.1))
+        return dict(images=len(dataset), bits_per_dim=BITS)
 
     monkeypatch.setattr(
         "autoregressive_diffusion_pytorch.training.image_trainer.ImageTrainer", Recorder
@@ -112,7 +114,7 @@ def test_images_are_not_mirrored(call, folder, monkeypatch):
 
     def fake(model, dataset, **kwargs):
         seen.extend(dataset[0] for _ in range(20))
-        return dict(images=len(dataset), bits_per_dim=dict(mean=1.0, standard_error=0.1))
+        return dict(images=len(dataset), bits_per_dim=BITS)
 
     monkeypatch.setattr(reports, "evaluate", fake)
     succeeded(call("evaluate", "run", folder, "--features", "none"))
@@ -181,7 +183,7 @@ def test_options_reach_the_evaluation(call, folder, monkeypatch):
 
     def fake(model, dataset, **kwargs):
         seen.update(kwargs)
-        return dict(images=2, bits_per_dim=dict(mean=1.0, standard_error=0.1))
+        return dict(images=2, bits_per_dim=BITS)
 
     monkeypatch.setattr(reports, "evaluate", fake)
     succeeded(call("evaluate", "run", folder, "--features", "none"))
@@ -189,6 +191,7 @@ def test_options_reach_the_evaluation(call, folder, monkeypatch):
     assert seen["evaluations"] == ()
     # the model's own, for the report
     always = dict(guidance_schedule="constant", guidance_interval=None)
+    always |= dict(guidance_target="tokens", num_iterations=None)
     own = always | dict(solver="dpmpp_2m", num_steps=RectifiedFlow.NUM_SAMPLE_STEPS["dpmpp_2m"])
     assert (
         seen["sample_kwargs"]

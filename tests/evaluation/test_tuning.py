@@ -8,7 +8,7 @@ from helpers import stir
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from autoregressive_diffusion_pytorch import ImageAutoregressiveFlow
+from autoregressive_diffusion_pytorch import ImageAutoregressiveFlow, ImageMaskedAutoregressive
 from autoregressive_diffusion_pytorch.evaluation import tuning
 from autoregressive_diffusion_pytorch.evaluation.drawing import draw_images
 from autoregressive_diffusion_pytorch.evaluation.sliced_wasserstein import (
@@ -162,6 +162,22 @@ def test_only_what_was_learned_is_tried():
     assert axes_of(small_model(num_classes=3, cond_drop_prob=0.0)).keys() == AXES.keys() - {
         "guidance_scale"
     }
+
+
+def test_iterations_are_tried_of_models_that_draw_several_tokens_in_each():
+    sizes = dict(image_size=8, patch_size=2, channels=1, model=SIZES | dict(head="energy"))
+    model = stir(ImageMaskedAutoregressive(**sizes))
+    assert axes_of(model)["num_iterations"] == (8, 16)
+    seen, sample = [], model.sample
+    model.sample = lambda *args, **kwargs: (
+        seen.append(model.generation.num_iterations) or sample(*args, **kwargs)
+    )
+    found = tune(model, real_images(20), count=10, axes=dict(num_iterations=(8, 16)))
+    assert set(seen) == {8, 16}
+    assert found.settings.num_iterations in (None, 16)
+    random = dict(SIZES, order="random")
+    random = ImageAutoregressiveFlow(image_size=8, patch_size=2, channels=1, model=random)
+    assert "num_iterations" not in axes_of(random)
 
 
 def test_bad_axes_and_arguments_that_would_hide_them():

@@ -101,7 +101,7 @@ def test_images_train_and_are_evaluated(head_class, tmp_path):
     assert type(loaded.head) is head_class
     report = evaluate(loaded, images)
     assert report["generated"]["evaluations"] == 1
-    assert report["bits_per_dim"].keys() == {"mean", "standard_error"}
+    assert report["bits_per_dim"].keys() == {"mean", "standard_error", "density"}
     assert "num_steps" not in axes_of(loaded)
     with pytest.raises(ValueError, match="evaluations must be none for GaussianHead"):
         evaluate(loaded, images, evaluations=[4])

@@ -14,10 +14,12 @@ from autoregressive_diffusion_pytorch import (
     FlowMap,
     GenerationSettings,
     Head,
+    ImageAutoregressive,
     ImageAutoregressiveDiffusion,
     ImageAutoregressiveEnergy,
     ImageAutoregressiveFlow,
     ImageAutoregressiveFlowMap,
+    ImageMaskedAutoregressive,
 )
 from autoregressive_diffusion_pytorch.models.distillation import distilled
 
@@ -26,6 +28,22 @@ SIZES = dict(dim=16, depth=1, heads=2, dim_head=8, mlp_depth=1, mlp_width=16)
 
 def images_teacher(cls, **kwargs):
     return stir(cls(model=SIZES, image_size=4, patch_size=2, channels=1, **kwargs))
+
+
+@pytest.mark.parametrize("order", ["random", "masked"])
+def test_a_student_draws_in_the_order_of_its_teacher(order):
+    own = (
+        dict(SIZES, head="flow", order="random") if order == "random" else dict(SIZES, head="flow")
+    )
+    cls = ImageAutoregressive if order == "random" else ImageMaskedAutoregressive
+    teacher = stir(cls(model=own, image_size=4, patch_size=2, channels=1))
+    student = distilled(teacher, "flow_map")
+    assert isinstance(student.head, FlowMap)
+    assert student.model.order == order
+    student(torch.rand(4, 1, 4, 4)).backward()
+    mask = torch.tensor([[1, 0], [0, 0]]).bool().repeat_interleave(2, 0).repeat_interleave(2, 1)
+    drawn = student.eval().fill(torch.full((2, 1, 4, 4), 0.3), mask, num_steps=1)
+    assert (drawn[..., ~mask] == 0.3).all()
 
 
 @pytest.mark.parametrize("teacher_class", [ImageAutoregressiveFlow, ImageAutoregressiveDiffusion])

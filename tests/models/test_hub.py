@@ -20,6 +20,8 @@ from autoregressive_diffusion_pytorch import (
     ImageAutoregressive,
     ImageAutoregressiveDiffusion,
     ImageAutoregressiveFlow,
+    ImageMaskedAutoregressive,
+    MaskedAutoregressive,
 )
 
 SMALL = dict(dim=16, depth=1, heads=2, dim_head=8, mlp_depth=1, mlp_width=16)
@@ -42,6 +44,9 @@ MODELS = [
         AutoregressiveFlow,
         SMALL | dict(max_seq_len=4, flow_kwargs=dict(solver="euler", num_sample_steps=2)),
     ),
+    (AutoregressiveFlow, SMALL | dict(max_seq_len=4, order="random", anneal_to_raster=(0.5, 1))),
+    (MaskedAutoregressive, SMALL | dict(max_seq_len=4, head="energy", min_mask_ratio=0.5)),
+    (ImageMaskedAutoregressive, dict(image_size=8, patch_size=4, model=dict(SMALL, head="flow"))),
 ]
 
 

@@ -464,6 +464,13 @@ def test_a_sequence_model_trains_and_resumes_to_the_same_bits(tmp_path):
     assert "items_per_second" in events(tmp_path / "whole")
 
 
+def test_a_model_is_told_how_far_its_training_is(tmp_path):
+    model, seen = small_trainings.Seeded(**small_trainings.SMALL), []
+    model.set_progress = seen.append
+    trainer_in(tmp_path, model=model, num_train_steps=4)()
+    assert seen == [0, 0.25, 0.5, 0.75]
+
+
 def test_the_scale_of_sequences_is_measured_too(tmp_path):
     trainer = sequence_trainer(tmp_path)
     std = torch.stack([item["seq"] for item in sequences()]).std()
