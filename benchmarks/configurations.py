@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from quality_worker import Configuration
 
-from autoregressive_diffusion_pytorch.cli.train import FOLDER, SIZES
+from autoregressive_diffusion_pytorch.cli.train import ANY_ORDER, FOLDER, SIZES
 from autoregressive_diffusion_pytorch.heads import HEADS
 from autoregressive_diffusion_pytorch.heads.head import head_class
 
@@ -246,6 +246,37 @@ def heads_ablations() -> list[Configuration]:
     ]
 
 
+def orders(labels: bool) -> list[Configuration]:
+    """The orders, as "ardiff train --order" makes them, by iterations, as learned and guided."""
+    rows = []
+    for order, iterations in (("raster", ()), ("random", (8, 4)), ("masked", (16, 4))):
+        by_iterations = {f"{n} iterations": dict(num_iterations=n) for n in iterations}
+        guided = {f"context guidance {s}": dict(context_guidance=s) for s in (1.2, 1.5)}
+        if labels:
+            linear = dict(guidance_scale=2.0, guidance_schedule="linear")
+            guided = {"guidance 1.5": dict(guidance_scale=1.5), "guidance to 2.0": linear}
+        samplings = {"": {}} | by_iterations | guided
+        own = {} if order == "raster" else dict(head_kwargs=ANY_ORDER)
+        rows.append(change(order, order=order, labels=labels, samplings=samplings, **own))
+    return rows
+
+
+def orders_ablations() -> list[Configuration]:
+    """How models of many orders are trained."""
+    rates = [dict(learning_rate=rate) for rate in (1e-3, 5e-4)]
+    return [
+        change(
+            f"{order}, {draws} noise draws, rate {trainer['learning_rate']:g}",
+            order=order,
+            head_kwargs=dict(num_noise_draws=draws),
+            trainer=trainer,
+        )
+        for order in ("masked", "random")
+        for draws in (2, 4, 8)
+        for trainer in rates
+    ]
+
+
 def labels() -> list[Configuration]:
     """With the names of folders as labels and without, by guidance and temperature."""
     guided = {
@@ -283,5 +314,8 @@ SETS = {
     "heads": heads(8),
     "heads-4": heads(4),
     "heads-ablations": heads_ablations(),
+    "orders": orders(labels=False),
+    "orders-ablations": orders_ablations(),
+    "orders-labels": orders(labels=True),
     "labels": labels(),
 }

@@ -28,7 +28,8 @@ class Configuration:
         name: of the row.
         is_peer: version 0.4.0, of which only `head`, `patch_size`, `image_size`, `model`, `trainer`
             and `seed` can be chosen.
-        head: "diffusion" or "flow".
+        head: a name in `HEADS`.
+        order: "raster", "random" or "masked".
         model, head_kwargs, image, dataset, trainer: arguments of the sequence model, its head, the
             image model, `ImageDataset` and `ImageTrainer`.
         precision: accelerate's name of the mixed precision; by default, as "ardiff train" does, the
@@ -43,6 +44,7 @@ class Configuration:
     name: str
     is_peer: bool = False
     head: str = "flow"
+    order: str = "raster"
     patch_size: int = 4
     image_size: int = 32
     labels: bool = False
@@ -149,6 +151,7 @@ def work_as_ours(configuration: Configuration, folder: Path, images: str) -> Non
     from safetensors.torch import load_model
 
     import autoregressive_diffusion_pytorch as package
+    from autoregressive_diffusion_pytorch.models.presets import image_model_class
     from autoregressive_diffusion_pytorch.utils.manifests import list_checkpoints, step_of
     from autoregressive_diffusion_pytorch.utils.modes import best_precision
 
@@ -156,9 +159,13 @@ def work_as_ours(configuration: Configuration, folder: Path, images: str) -> Non
     options = dict(labels_from_folders=configuration.labels) | configuration.dataset
     dataset = UntilDeadline(package.ImageDataset(images, configuration.image_size, **options))
     dataset.allow(60.0)  # to be measured
-    head_kwargs = {f"{configuration.head}_kwargs": configuration.head_kwargs}
-    model = getattr(package, CLASSES[configuration.head])(
-        model=SIZES | configuration.model | head_kwargs,
+    model_class = image_model_class(configuration.head, configuration.order)
+    sequences = model_class.model_class
+    own = {} if sequences.preset else dict(head=configuration.head)
+    own |= {sequences.head_argument(): configuration.head_kwargs}
+    own |= dict(order="random") if configuration.order == "random" else {}
+    model = model_class(
+        model=SIZES | configuration.model | own,
         image_size=configuration.image_size,
         patch_size=configuration.patch_size,
         num_classes=len(dataset.classes) if configuration.labels else None,
