@@ -146,10 +146,11 @@ def _report(
         sample_kwargs |= {name: settings.get(name) for name in SETTINGS}
         sample_kwargs |= dict(temperature=settings["temperature"])
         sample_kwargs |= model.head.sampling_settings(**settings)
+        network = None if count == 0 else feature_network(features, model, accelerator.device)
         report = evaluate(
             model,
             dataset,
-            features=feature_network(features, model, accelerator.device),
+            features=network,
             count=count,
             evaluations=CURVE if curve else (),
             batch_size=batch_size,

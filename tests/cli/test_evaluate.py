@@ -316,6 +316,8 @@ def test_inception_without_its_weights(call, folder, monkeypatch):
     message = failed(call("evaluate", "run", folder))
     assert "the weights of Inception cannot be downloaded: no network" in message
     assert "--features takes another network, or none" in message
+    # which bits per dimension alone do not need
+    assert "bits per dimension" in succeeded(call("evaluate", "run", folder, "--count", 0)).stdout
 
 
 def test_a_head_without_a_density_is_measured_by_distances_alone(call, tmp_path):
