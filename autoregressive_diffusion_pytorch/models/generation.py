@@ -59,7 +59,8 @@ class Generation:
         dtype = torch.promote_types(weight.dtype, torch.float32)
         self.prompt = prompt.detach().to(weight.device, dtype)
         if known is None:
-            known = torch.arange(prompt.shape[1], device=weight.device).unsqueeze(0)
+            known = torch.arange(prompt.shape[1]).unsqueeze(0)
+        known = known.to(weight.device)
         self.order = model.order_of(
             self.seq_len, known, options.pop("order", None), options.pop("num_iterations", None)
         )

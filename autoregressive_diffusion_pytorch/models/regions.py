@@ -110,7 +110,7 @@ class PixelRegion:
     def paste(self, filled: Tensor) -> Tensor:
         """Images with the pixels of the region from `filled`, and all others as they were."""
         mask, kept = (repeated(x, len(filled)) for x in (self.mask, self.kept))
-        return torch.where(mask, filled, kept.to(filled))
+        return torch.where(mask.to(filled.device), filled, kept.to(filled))
 
 
 def fill_canvas(

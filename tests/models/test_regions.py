@@ -140,6 +140,18 @@ def test_windows_read_what_those_before_have_drawn(kind, monkeypatch):
         assert torch.equal(window[..., ~own], known[..., ~own])
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@models
+def test_images_on_a_processor_are_filled_by_a_model_on_a_gpu(kind):
+    model = small_model(kind).to("cuda")
+    for size in ((8, 12), (16, 24)):
+        images, mask = torch.rand(2, 2, *size), torch.zeros(size, dtype=torch.bool)
+        mask[:4] = True
+        filled = model.fill(images, mask, num_completions=2, generator=seeded()).cpu()
+        expected = images.repeat_interleave(2, dim=0)
+        assert torch.equal(filled[..., ~mask], expected[..., ~mask])
+
+
 @models
 def test_regions_that_are_none_are_refused(kind):
     model = small_model(kind)
