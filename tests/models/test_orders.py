@@ -7,6 +7,7 @@ import torch
 from helpers import STANDARD_ERRORS, assert_mean, stir
 
 from autoregressive_diffusion_pytorch import Autoregressive, MaskedAutoregressive
+from autoregressive_diffusion_pytorch.heads import HEADS
 from autoregressive_diffusion_pytorch.heads.head import Head
 from autoregressive_diffusion_pytorch.models.orders import (
     Order,
@@ -493,9 +494,14 @@ def test_context_guidance_and_dropout_work_in_any_order(kind):
 
 
 @models
-def test_bf16_and_compile_draw_in_any_order(kind):
-    model = small_model(kind)
-    assert model.sample(2, precision="bf16", generator=seeded()).isfinite().all()
+@pytest.mark.parametrize("head", HEADS)
+def test_all_heads_train_and_draw_in_any_order(kind, head):
+    model = small_model(kind, head=head, num_classes=2).train()
+    labels = torch.tensor([0, 1, 1, 0])
+    model(torch.randn(4, 6, 3), labels=labels).backward()
+    options = dict(labels=labels, guidance_scale=2.0, num_iterations=3, generator=seeded())
+    for precision in ("no", "bf16"):
+        assert model.eval().sample(4, precision=precision, **options).isfinite().all()
 
 
 def test_random_orders_are_annealed_to_raster():
