@@ -202,7 +202,7 @@ class SequenceModel(Module, Pretrained, GenerationMixin):
         The sum over the tokens is the log-density of the sequence, drawn in this order. One pass
         through the transformer serves all of them. In random orders, one for each sequence, it is
         an unbiased estimate of the average over all orders; the log-density of what is drawn in
-        random orders is at least that (Hoogeboom et al. 2022, eq. 3,
+        random orders is at least that (Hoogeboom et al. 2022, section 2,
         https://arxiv.org/abs/2110.02037).
 
         Args:
