@@ -535,12 +535,12 @@ def test_a_model_of_any_order_learns_a_chain(kind):
     sizes = dict(depth=2, heads=2, dim_head=16, mlp_depth=2, mlp_width=32, dim_input=1)
     model = model_class(32, head="energy", max_seq_len=4, **sizes, **own)
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
-    for step in range(200):
+    for step in range(150):
         steps = torch.randn(128, 4)
         chain = [steps[:, 0]]
         for i in range(1, 4):
             chain.append(0.9 * chain[-1] + math.sqrt(1 - 0.81) * steps[:, i])
-        optimizer.param_groups[0]["lr"] = 3e-3 * (1 - step / 200)
+        optimizer.param_groups[0]["lr"] = 3e-3 * (1 - step / 150)
         optimizer.zero_grad()
         model(torch.stack(chain, dim=1).unsqueeze(-1)).backward()
         optimizer.step()
