@@ -73,5 +73,3 @@ class EndHead(MeasuredModule):
         if threshold is not None:
             return probability > threshold
         return rand(probability.shape, generator, z.device, torch.float32) < probability
-
-
