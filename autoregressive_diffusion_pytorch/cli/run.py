@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 ORDERS = ("raster", "random", "masked")
 TEACHER = "teacher"  # the folder of a distillation's teacher
+INITIAL = "initial"  # of the model that a fine-tuning starts with
 
 
 def new_run(name: str) -> Path:
@@ -46,6 +47,7 @@ def read_config(run_folder: Path) -> dict[str, Any]:
     # of runs of earlier versions, which had no such options
     defaults = dict(classes=None, accumulate=1, compile=False, hold_out=0.0, num_images=None)
     defaults |= dict(used_precision=config["precision"], teacher=None, order="raster")
+    defaults |= {"from": None, "freeze": []}
     model = config["model"] | dict(model=dict(context_drop_prob=0.0) | config["model"]["model"])
     dataset = dict(labels_from_folders=False) | config["dataset"]
     config = defaults | config | dict(dataset=dataset, model=model)
@@ -65,7 +67,8 @@ OPTIONAL_KEYS = dict(
     num_images=int | None,
     teacher=str | None,
     order=str,
-)
+    freeze=list,
+) | {"from": str | None}
 # what the configuration of any version holds, by section
 KEYS = {
     (): dict(source=str, head=str, seed=int, workers=int, precision=str)
@@ -117,8 +120,14 @@ def model_class(config: dict[str, Any]) -> type[ImageAutoregressive]:
 
 
 def new_model(config: dict[str, Any], run_folder: Path) -> ImageAutoregressive:
-    """The untrained model of a run; of a distillation, with the run's teacher."""
+    """The model that a run starts with; of a distillation, with the run's teacher."""
     cls = model_class(config)
+    if config["from"] is not None:
+        from ..models.finetuning import freeze_parts
+
+        model = cls.from_pretrained(run_folder / INITIAL)
+        freeze_parts(model, config["freeze"])
+        return model
     if config["teacher"] is None:
         return cls(**config["model"])
     from ..models.distillation import distilled

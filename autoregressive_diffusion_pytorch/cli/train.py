@@ -9,6 +9,7 @@ import click
 
 from ..heads import HEADS
 from ..utils.text import printable
+from .finetuning import TrainedModel
 from .options import (
     COUNT,
     FACTOR,
@@ -166,6 +167,23 @@ MACHINE_OPTIONS = add_options(
     flag("--compile", "Compile the model with torch.compile first."),
     option("--workers", click.IntRange(0), "Processes that read images in advance.", default=0),
 )
+FINETUNING_OPTIONS = add_options(
+    option(
+        "--from",
+        None,
+        "Go on from a trained model: its folder, a checkpoint, a run, or a name on the Hugging "
+        "Face Hub. Size, head and order are its own.",
+        "from_model",
+        metavar="MODEL",
+    ),
+    option(
+        "--freeze",
+        None,
+        "Part of that model that is not trained, such as backbone or head; may be given again.",
+        multiple=True,
+        metavar="PART",
+    ),
+)
 OUTPUT_OPTIONS = add_options(
     option(
         "--sample-every",
@@ -202,6 +220,7 @@ OUTPUT_OPTIONS = add_options(
     "Of the tokens: raster draws them one by one, random in any order, masked several at a time.",
     default="raster",
 )
+@FINETUNING_OPTIONS
 @IMAGE_OPTIONS
 @MODEL_OPTIONS
 @LENGTH_OPTIONS
@@ -209,7 +228,9 @@ OUTPUT_OPTIONS = add_options(
 @DATA_OPTIONS
 @MACHINE_OPTIONS
 @OUTPUT_OPTIONS
-def train(source: str, run_folder: Path | None, **options) -> None:
+def train(
+    source: str, run_folder: Path | None, from_model: str | None, freeze: tuple[str, ...], **options
+) -> None:
     """Train on SOURCE: a folder of images (searched through and through), or the word "digits" for
     1,797 handwritten digits.
 
@@ -217,20 +238,29 @@ def train(source: str, run_folder: Path | None, **options) -> None:
     way.
     """
     preset = DIGITS if source == "digits" else FOLDER
+    trained = None
+    if from_model is not None:
+        trained = TrainedModel(from_model)
+        options |= trained.own_options(options)
+    elif freeze:
+        raise click.UsageError("--freeze is of a training --from a model")
     if options["num_epochs"] is not None:
         if options["num_train_steps"] is not None:
             raise click.UsageError("--steps and --epochs exclude each other")
         preset = preset | dict(num_train_steps=None)
     size = SIZES[options["size"] or preset["size"]]
+    if trained is not None:
+        size = trained.nearest(SIZES.values())
     if options["order"] != "raster":
         preset = preset | ANY_ORDER
         size = size | dict(learning_rate=min(size["learning_rate"], HIGHEST_RATE))
     for defaults in (preset, size):
         options |= {name: defaults[name] for name in defaults if options[name] is None}
     if source == "digits" and (options["image_size"], options["channels"]) != (8, 1):
-        raise click.UsageError(
-            "the digits are grey images of 8 x 8 pixels: leave out --image-size and --channels"
-        )
+        how = "leave out --image-size and --channels"
+        if trained is not None:
+            how = f"the model of --from draws {trained.told()}"
+        raise click.UsageError(f"the digits are grey images of 8 x 8 pixels: {how}")
     if source != "digits":
         source = str(Path(source).resolve())  # the run may be resumed from elsewhere
     config = _config(source, options)
@@ -239,7 +269,10 @@ def train(source: str, run_folder: Path | None, **options) -> None:
     check_apart(run_folder, source)
     dataset, config["classes"] = dataset_of(config)
     config["model"]["num_classes"] = config["classes"] and len(config["classes"])
-    start_run(config, dataset, run_folder)
+    if trained is None:
+        start_run(config, dataset, run_folder)
+    else:
+        trained.start_run(config, dataset, run_folder, freeze)
 
 
 def _config(source: str, options: dict[str, Any]) -> dict[str, Any]:
@@ -251,6 +284,7 @@ def _config(source: str, options: dict[str, Any]) -> dict[str, Any]:
         return {name: options[name] for name in names}
 
     config = dict(source=source, **section(RUN), classes=None, teacher=None)
+    config |= {"from": None, "freeze": []}
     model = model_class(config).model_class
     arguments = head_class(options["head"]).argument_names()
     head_kwargs = section(("num_noise_draws",)) if "num_noise_draws" in arguments else {}
