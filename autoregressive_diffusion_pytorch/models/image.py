@@ -44,8 +44,8 @@ class ImageAutoregressive(Module, Pretrained):
         dim_cond: width of vectors to condition on, none by default.
         model: arguments of the sequence model, `Autoregressive`, but for `dim_input` and
             `max_seq_len`, which follow from the sizes. By default its `context_drop_prob` is
-            `CONTEXT_DROP_PROB`, so that `context_guidance` can be used; and a head that can clamp
-            drawn tokens to the range of images does.
+            `CONTEXT_DROP_PROB`, so that `context_guidance` can be used; tokens are taken as they
+            are, in [-1, 1]; and a head that can clamp drawn tokens to that range does.
     """
 
     model_class: type[SequenceModel] = Autoregressive  # of the sequence model
@@ -80,7 +80,7 @@ class ImageAutoregressive(Module, Pretrained):
         self.num_classes = num_classes
         self.dim_cond = dim_cond
         self.model = self.model_class(
-            **dict(context_drop_prob=CONTEXT_DROP_PROB) | model,
+            **dict(context_drop_prob=CONTEXT_DROP_PROB, normalize=False) | model,
             dim_input=self.tokenizer.dim,
             max_seq_len=self.tokenizer.grid,
             num_classes=num_classes,
@@ -150,7 +150,7 @@ class ImageAutoregressive(Module, Pretrained):
     def measure(self, images: Tensor, **_) -> None:
         """Lets the head measure the scale of tokens on images (b c h w) in [0, 1]."""
         self._check_images(images)
-        self.head.measure(self.tokenizer.encode(images))
+        self.model.measure(self.tokenizer.encode(images))
 
     def forward(
         self,
