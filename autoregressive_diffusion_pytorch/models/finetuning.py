@@ -42,7 +42,7 @@ def finetuned(
     All weights and buffers are the trained model's, but for these:
 
     - **Classes.** A class keeps its embedding, and the null condition is the same; a new class
-      starts from the null condition. Of a model that had none, all are new.
+      starts from the mean of the old ones. Of a model that had none, all are new.
     - **Positions** of images of another size are interpolated along each axis, so that a place in
       the image keeps its meaning. Those of sequences count from the first token: the first ones are
       kept, and further ones are new.
@@ -172,7 +172,9 @@ def _adapted(model: Module, new: Module, old_labels: list[int | None]) -> dict[s
     for name in before.keys() & now.keys():
         old = before[name]
         if name in label_embeds:  # (classes + 1, tokens, dim); the last is the null condition
-            old = old[[-1 if label is None else label for label in (*old_labels, None)]]
+            mean = old[:-1].mean(dim=0)
+            rows = (mean if label is None else old[label] for label in old_labels)
+            old = torch.stack((*rows, old[-1]))
         elif name in tables and old.shape != now[name].shape:
             resize = interpolated if isinstance(model, ImageAutoregressive) else _continued
             old = resize(old, now[name])

@@ -82,10 +82,11 @@ def test_a_class_keeps_its_embedding_by_its_name(call, labelled, tmp_path):
     options = ("--from", "run", "--labels", "--image-size", 16)
     succeeded(call("train", labelled, *options, *SHORT, "--run", "new"))
     name = "model.conditioning.label_embeds"
-    _, rose, tulip, null = weights(tmp_path / "run/checkpoints/checkpoint.2")[name]
+    daisy, rose, tulip, null = weights(tmp_path / "run/checkpoints/checkpoint.2")[name]
+    mean = (daisy + rose + tulip) / 3
     found = weights(tmp_path / "new/initial")[name]
     # aster, poppy, rose, tulip
-    assert torch.equal(found, torch.stack((null, null, rose, tulip, null)))
+    torch.testing.assert_close(found, torch.stack((mean, mean, rose, tulip, null)))
 
     # names are known of runs alone
     ImageAutoregressiveFlow.from_pretrained(tmp_path / "run").save_pretrained(tmp_path / "model")
@@ -115,7 +116,7 @@ def test_what_contradicts_the_model_is_named(call, tmp_path):
         ("--order", "masked"): "--order masked contradicts the model of --from, which has raster",
         ("--patch-size", 4): "--patch-size 4 contradicts the model of --from, which has 2",
         ("--size", "base"): "--size is of a new model: that of --from has its own",
-        ("--freeze", "spine"): "must name parts among backbone, proj_in, ",
+        ("--freeze", "spine"): "freeze must name parts among ",
         ("--image-size", 16): "the model of --from draws 8 x 8 pixels in 1 channels",
     }.items():
         output = failed(call("train", "--from", "old", *options, "--run", "new"))

@@ -66,12 +66,10 @@ def test_old_classes_are_as_they_were(kind):
     assert new.num_classes == 5
     assert torch.equal(loss(new, images, labels=moved), loss(model, images, labels=labels))
 
-    # a new class starts from the null condition
-    drawn = []
-    for options in (dict(labels=[0, 3]), dict(batch_size=2, guidance_scale=0.0)):
-        generators = [torch.Generator().manual_seed(i) for i in range(2)]
-        drawn.append(new.sample(**options, generator=generators, num_steps=2))
-    torch.testing.assert_close(*drawn, rtol=1e-4, atol=1e-4)
+    # a new class starts from the mean of the old ones
+    embeds, old = (one.model.conditioning.label_embeds for one in (new, model))
+    torch.testing.assert_close(embeds[0], old[:3].mean(dim=0))
+    assert torch.equal(embeds[-1], old[-1])
 
 
 def test_classes_for_a_model_that_had_none_and_the_other_way_round():
@@ -144,7 +142,7 @@ def test_vectors_and_context_dropout_for_a_model_that_had_none():
         (dict(old_labels=[0, 3]), "old_labels must be None or labels of the 3 classes"),
         (dict(old_labels=[0], num_classes=2), "old_labels must be one per class, 2, got 1"),
         (dict(num_classes=4, freeze=["conditioning"]), "freeze must not name 'conditioning'"),
-        (dict(freeze=["spine"]), "freeze must name parts among backbone, .*; got 'spine'"),
+        (dict(freeze=["spine"]), "freeze must name parts among .*backbone, .*; got 'spine'"),
     ],
 )
 def test_what_cannot_be_taken_is_named(arguments, message):
