@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
     from ..models.image import ImageAutoregressive
 
-LEARNING_RATE = 0.5  # over that of a training anew
 OF_SEQUENCES = ("dim", "depth", "heads", "mlp_depth", "mlp_width")
 
 
@@ -75,10 +74,9 @@ class TrainedModel:
         return own | {name: value for name, value in defaults.items() if given[name] is None}
 
     def nearest(self, sizes: Iterable[dict[str, Any]]) -> dict[str, Any]:
-        """That of the sizes of new models which is most like the model, with a rate for this."""
+        """That of the sizes of new models whose width is nearest, for its learning rate."""
         dim = self.model.config["model"]["dim"]
-        size = min(sizes, key=lambda size: abs(size["dim"] - dim))
-        return size | dict(learning_rate=LEARNING_RATE * size["learning_rate"])
+        return min(sizes, key=lambda size: abs(size["dim"] - dim))
 
     def start_run(
         self, config: dict[str, Any], dataset: Dataset, run_folder: Path, freeze: tuple[str, ...]
