@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
 
+from .configuration import MODEL, SIZES
 from .options import one_line_errors
 from .run import INITIAL
 from .training import start_run
@@ -18,14 +18,18 @@ if TYPE_CHECKING:
     from torch.utils.data import Dataset
 
     from ..models.image import ImageAutoregressive
-
-OF_SEQUENCES = ("dim", "depth", "heads", "mlp_depth", "mlp_width")
+    from ..models.sequence_model import SequenceModel
 
 
 class TrainedModel:
-    """A trained model to start from: its folder, a checkpoint, a run, or a name on the Hub."""
+    """A trained model to start from: its folder, a checkpoint, a run, or a name on the Hub.
 
-    def __init__(self, name: str):
+    Args:
+        name: of the model.
+        kind: what it is to be trained on, "images" or "sequences".
+    """
+
+    def __init__(self, name: str, kind: str):
         from ..models.image import ImageAutoregressive
         from ..models.presets import load_pretrained
 
@@ -33,15 +37,16 @@ class TrainedModel:
         self.name = str(folder.resolve()) if folder.exists() else name
         with one_line_errors():
             model = load_pretrained(name)
-        if not isinstance(model, ImageAutoregressive):
-            raise click.ClickException(
-                f"{name} is a model of sequences, a {type(model).__name__}: expected one of images"
-            )
+        self.is_of_images = isinstance(model, ImageAutoregressive)
+        own_kind = "images" if self.is_of_images else "sequences"
+        if kind != own_kind:
+            raise click.ClickException(f"{name} is a model of {own_kind}, SOURCE holds {kind}")
         self.model = as_commands_make_it(model)
+        self.sequences = self.model.model if self.is_of_images else self.model
         self.classes = _classes_of(folder)
 
     def told(self) -> str:
-        """What the model draws, in words."""
+        """What a model of images draws, in words."""
         height, width = self.model.image_size
         return f"{height} x {width} pixels in {self.model.channels} channels"
 
@@ -53,11 +58,14 @@ class TrainedModel:
         """
         from ..heads.head import head_name
 
-        config = self.model.config
-        own = {name: config["model"][name] for name in OF_SEQUENCES}
+        config = self.sequences.config
+        own = {name: config[name] for name in MODEL}
         own["mlp_width"] = own["mlp_width"] or own["dim"]
-        own |= dict(head=head_name(type(self.model.head)), order=self.model.model.order)
-        own |= dict(channels=self.model.channels, patch_size=_one_side(self.model.patch_size))
+        own |= dict(head=head_name(type(self.sequences.head)), order=self.sequences.order)
+        if self.is_of_images:
+            own |= dict(channels=self.model.channels, patch_size=_one_side(self.model.patch_size))
+        else:
+            own |= dict(dropout=(config["decoder_kwargs"] or {}).get("ff_dropout", 0.0))
         context = click.get_current_context()
         if given["size"] is not None:
             raise click.UsageError("--size is of a new model: that of --from has its own")
@@ -68,33 +76,24 @@ class TrainedModel:
                 raise click.UsageError(
                     f"{flag} {given[name]} contradicts the model of --from, which has {value}"
                 )
-        defaults = dict(image_size=_one_side(self.model.image_size))
-        draws = getattr(self.model.head, "num_noise_draws", None)
-        defaults |= {} if draws is None else dict(num_noise_draws=draws)
+        # the learning rate is that of a new model of about the width
+        own["size"] = min(SIZES, key=lambda name: abs(SIZES[name]["dim"] - own["dim"]))
+        defaults = dict(num_noise_draws=getattr(self.sequences.head, "num_noise_draws", None))
+        if self.is_of_images:
+            defaults |= dict(image_size=_one_side(self.model.image_size))
         return own | {name: value for name, value in defaults.items() if given[name] is None}
-
-    def nearest(self, sizes: Iterable[dict[str, Any]]) -> dict[str, Any]:
-        """That of the sizes of new models whose width is nearest, for its learning rate."""
-        dim = self.model.config["model"]["dim"]
-        return min(sizes, key=lambda size: abs(size["dim"] - dim))
 
     def start_run(
         self, config: dict[str, Any], dataset: Dataset, run_folder: Path, freeze: tuple[str, ...]
     ) -> None:
-        """Trains a run that starts with the model, adapted to the images."""
+        """Trains a run that starts with the model, adapted to the data."""
         from ..models.finetuning import finetuned
         from ..utils.rng import seed_process
 
-        asked = config["model"]
-        changes = dict(num_classes=asked["num_classes"])
-        if asked["image_size"] != _one_side(self.model.image_size):
-            changes |= dict(image_size=asked["image_size"])
-        argument = self.model.model.head_argument()
-        if asked["model"][argument]:
-            changes |= dict(model={argument: asked["model"][argument]})
         seed_process(config["seed"], rank=0)  # for new weights
         with one_line_errors((ValueError, TypeError)):
             old_labels = self._old_labels(config["classes"])
+            changes = self._changes(config["model"])
             model = finetuned(self.model, old_labels=old_labels, freeze=freeze, **changes)
         config |= {"model": model.config, "from": self.name, "freeze": list(freeze)}
 
@@ -105,9 +104,28 @@ class TrainedModel:
 
         start_run(config, dataset, run_folder, model=model, write=write)
 
+    def _changes(self, asked: dict[str, Any]) -> dict[str, Any]:
+        """The arguments that change, of those of a new model for the data."""
+        changes = dict(num_classes=asked["num_classes"])
+        argument = self.sequences.head_argument()
+        if self.is_of_images:
+            if asked["image_size"] != _one_side(self.model.image_size):
+                changes |= dict(image_size=asked["image_size"])
+            return changes | dict(model={argument: asked["model"][argument]})
+        if asked["dim_input"] != self.model.dim_input:
+            raise ValueError(
+                f"SOURCE holds tokens of {asked['dim_input']} numbers, the model of --from is for "
+                f"{self.model.dim_input}"
+            )
+        if asked["max_seq_len"] > self.model.max_seq_len:
+            changes |= dict(max_seq_len=asked["max_seq_len"])
+        if "predict_end" in asked:
+            changes |= dict(predict_end=asked["predict_end"])
+        return changes | {argument: asked[argument]}
+
     def _old_labels(self, classes: list[str] | None) -> list[int | None] | None:
         """Of each class its label in the trained model, None for a new one; None for all as is."""
-        count = self.model.num_classes
+        count = self.sequences.conditioning.num_classes
         if classes is None or count is None:
             return None
         names = self.classes or []
@@ -121,19 +139,25 @@ class TrainedModel:
         return [places.get(name) for name in classes]
 
 
-def as_commands_make_it(model: ImageAutoregressive) -> ImageAutoregressive:
+def as_commands_make_it(
+    model: ImageAutoregressive | SequenceModel,
+) -> ImageAutoregressive | SequenceModel:
     """A model of the class that `ardiff` has for its head and order: Python knows others."""
     from ..heads.head import head_name
+    from ..models.image import ImageAutoregressive
     from ..models.presets import image_model_class
 
-    head = head_name(type(model.head))
-    cls = image_model_class(head, model.model.order)
+    is_of_images = isinstance(model, ImageAutoregressive)
+    sequences = model.model if is_of_images else model
+    image_class = image_model_class(head_name(type(sequences.head)), sequences.order)
+    cls = image_class if is_of_images else image_class.model_class
     if type(model) is cls:
         return model
     arguments = model.config
-    own = arguments["model"]
-    own[cls.model_class.head_argument()] = own.pop(model.model.head_argument())
-    same = cls(**arguments | dict(model={name: own[name] for name in own if name != "head"}))
+    own = dict(arguments["model"]) if is_of_images else arguments
+    own[image_class.model_class.head_argument()] = own.pop(sequences.head_argument())
+    own.pop("head")
+    same = cls(**arguments | dict(model=own)) if is_of_images else cls(**own)
     same.load_state_dict(model.state_dict())
     same.generation = model.generation
     return same

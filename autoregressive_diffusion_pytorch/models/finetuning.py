@@ -25,7 +25,7 @@ Model = TypeVar("Model", SequenceModel, ImageAutoregressive)
 CHANGEABLE = {
     *("num_classes", "dim_cond", "image_size", "max_seq_len", "num_noise_draws"),
     *("cond_drop_prob", "context_drop_prob", "train_max_noise"),
-    *("min_mask_ratio", "mask_ratio_std", "anneal_to_raster"),
+    *("min_mask_ratio", "mask_ratio_std", "anneal_to_raster", "predict_end"),
 }
 
 
@@ -46,7 +46,8 @@ def finetuned(
     - **Positions** of images of another size are interpolated along each axis, so that a place in
       the image keeps its meaning. Those of sequences count from the first token: the first ones are
       kept, and further ones are new.
-    - What `dim_cond` or `context_drop_prob` above 0 asks for is new, where there was none.
+    - What `dim_cond`, `predict_end` or a `context_drop_prob` above 0 asks for is new, where there
+      was none.
 
     Args:
         model: the trained model, which stays as it is.
@@ -163,7 +164,7 @@ def _adapted(model: Module, new: Module, old_labels: list[int | None]) -> dict[s
         if isinstance(module, Conditioning):
             label_embeds.add(f"{name}.label_embeds")
             optional.append(f"{name}.")
-        if name.rpartition(".")[2] == "no_context":
+        if name.rpartition(".")[2] in ("no_context", "end_head"):
             optional.append(f"{name}.")
     before, now = model.state_dict(), new.state_dict()
     for name in before.keys() ^ now.keys():

@@ -61,7 +61,7 @@ class ImageTrainer(Trainer):
         **kwargs,
     ):
         folder = Path(results_folder)
-        self.grids = SampleGrids(folder, save_results_every, num_samples, sample_kwargs)
+        self.samples = SampleGrids(folder, save_results_every, num_samples, sample_kwargs)
 
         def as_items(name: str, dataset: Dataset) -> TrainingItems:
             check_dataset(name, dataset, self.item)
@@ -74,11 +74,11 @@ class ImageTrainer(Trainer):
             model,
             dataset=as_items("dataset", dataset),
             validation_dataset=validation_dataset,
-            **kwargs | dict(parts=[self.grids, *kwargs.get("parts", ())]),
+            **kwargs | dict(parts=[self.samples, *kwargs.get("parts", ())]),
         )
         if validation_dataset is not None:
             self._try_range("validation_dataset", validation_dataset)
-        self.grids.try_out(self)
+        self.samples.try_out(self)
         try_folders(self, dict(results_folder=folder))
 
     def call(self, function: Callable[..., Any], batch: dict[str, Tensor]) -> Any:
@@ -102,7 +102,7 @@ class ImageTrainer(Trainer):
 
     def save_results(self) -> None:
         """Draws a grid of samples with the averaged weights. All processes must call it."""
-        self.grids.save(self)
+        self.samples.save(self)
 
 
 class SampleGrids(Samples):

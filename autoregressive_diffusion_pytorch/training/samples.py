@@ -77,6 +77,10 @@ class Samples(Part):
     def path(self, step: int) -> Path:
         return self.folder / f"results.{step}{self.ending}"
 
+    def files(self, step: int) -> list[Path]:
+        """What is written at a step, as far as it can be."""
+        return [self.path(step)]
+
     def save(self, trainer: TrainingLoop) -> None:
         """Draws with the averaged weights; the processes share it.
 

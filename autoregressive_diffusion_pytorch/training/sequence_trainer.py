@@ -73,15 +73,15 @@ class SequenceTrainer(Trainer):
             _check_lengths("validation_dataset", validation_dataset, model)
             real = validation_dataset
         self.mean_length = sum(self.lengths) / len(self.lengths)
-        self.results = SequenceResults(real, folder, save_results_every, num_samples, sample_kwargs)
+        self.samples = SequenceResults(real, folder, save_results_every, num_samples, sample_kwargs)
         super().__init__(
             model,
             dataset=items,
             validation_dataset=validation_dataset,
             dataloader_kwargs=dict(collate_fn=pad_sequences) | (dataloader_kwargs or {}),
-            **kwargs | dict(parts=[self.results, *kwargs.get("parts", ())]),
+            **kwargs | dict(parts=[self.samples, *kwargs.get("parts", ())]),
         )
-        self.results.try_out(self)
+        self.samples.try_out(self)
         try_folders(self, dict(results_folder=folder))
 
     def loss(self, model: Module, batch: dict[str, Tensor]) -> Tensor:
@@ -100,7 +100,7 @@ class SequenceTrainer(Trainer):
 
     def save_results(self) -> None:
         """Draws samples with the averaged weights. All processes must call it."""
-        self.results.save(self)
+        self.samples.save(self)
 
 
 def _tokens_of(batch: dict[str, Tensor]) -> float:
@@ -132,6 +132,9 @@ class SequenceResults(Samples):
         self.num_samples = count
         self.items, self.indices = items, [i * len(items) // count for i in range(count)]
         self._real: dict[str, Tensor] | None = None
+
+    def files(self, step: int) -> list[Path]:
+        return [self.path(step), self.path(step).with_suffix(".png")]
 
     def real(self) -> dict[str, Tensor]:
         """The real sequences, as a batch."""

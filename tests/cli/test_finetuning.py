@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from command_line import TINY, failed, succeeded
@@ -105,7 +106,51 @@ def test_a_model_that_python_has_made(call, tmp_path):
 
     model.model.save_pretrained(tmp_path / "sequences")
     message = failed(call("train", "--from", "sequences"))
-    assert "sequences is a model of sequences, a Autoregressive: expected one of images" in message
+    assert "sequences is a model of sequences, SOURCE holds images" in message
+
+
+@pytest.fixture
+def walks(tmp_path):
+    def walks(folder, lengths, width=2):
+        for i, length in enumerate(lengths):
+            file = tmp_path / folder / "ab"[i % 2] / f"{i}.npy"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            np.save(file, np.random.default_rng(i).normal(size=(length, width)).astype("float32"))
+
+    return walks
+
+
+def test_sequences(call, walks, tmp_path):
+    walks("short", [4, 5, 4, 3])
+    walks("long", [4, 9, 4, 8])
+    walks("wide", [4, 4], width=3)
+    succeeded(call("train", "short", *TINY, "--labels", "--run", "old", "--dropout", 0.1))
+    options = ("--from", "old", "--labels", "--freeze", "head", *SHORT)
+    succeeded(call("train", "long", *options, "--run", "new"))
+    config = json.loads((tmp_path / "new/config.json").read_text())["model"]
+    assert config["decoder_kwargs"] == dict(attn_dropout=0.1, ff_dropout=0.1)
+    assert config["predict_end"]
+    before = weights(tmp_path / "old/checkpoints/checkpoint.2")["backbone.positions.tables.0"]
+    now = weights(tmp_path / "new/initial")["backbone.positions.tables.0"]
+    assert (len(before), len(now)) == (7, 12)
+    assert torch.equal(now[:7], before)
+    succeeded(call("resume", "new", "--steps", 3))
+    # shorter ones, of one length: the model stays as long as it is, and knows no ends
+    walks("even", [3, 3])
+    succeeded(call("train", "even", "--from", "new", *SHORT, "--run", "even-run"))
+    config = json.loads((tmp_path / "even-run/config.json").read_text())["model"]
+    assert (config["max_seq_len"], config["predict_end"], config["num_classes"]) == (
+        12,
+        False,
+        None,
+    )
+
+    for arguments, message in {
+        ("wide", "--run", "x"): "SOURCE holds tokens of 3 numbers, the model of --from is for 2",
+        ("long", "--dropout", 0.2): "--dropout 0.2 contradicts the model of --from, which has 0.1",
+        ("digits",): "old is a model of sequences, SOURCE holds images",
+    }.items():
+        assert message in failed(call("train", *arguments, "--from", "old"))
 
 
 def test_what_contradicts_the_model_is_named(call, tmp_path):

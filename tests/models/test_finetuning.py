@@ -122,11 +122,12 @@ def test_a_longer_sequence_keeps_its_first_positions(axial):
         assert model.max_seq_len == 6
 
 
-def test_vectors_and_context_dropout_for_a_model_that_had_none():
+def test_vectors_ends_and_context_dropout_for_a_model_that_had_none():
     model = stir(AutoregressiveFlow(max_seq_len=5, dim_input=3, **SIZES))
-    new = finetuned(model, dim_cond=4, context_drop_prob=0.1)
-    new(torch.randn(2, 5, 3), cond=torch.randn(2, 4)).backward()
+    new = finetuned(model, dim_cond=4, context_drop_prob=0.1, predict_end=True)
+    new(torch.randn(2, 5, 3), cond=torch.randn(2, 4), lens=[5, 3]).backward()
     assert new.no_context.tables[0].grad is not None
+    assert new.end_head.proj.weight.grad is not None
 
 
 @pytest.mark.parametrize(

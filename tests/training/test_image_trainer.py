@@ -144,7 +144,7 @@ def listen(trainer):
 
 
 def layout_of(trainer):
-    grids = trainer.grids
+    grids = trainer.samples
     return grids.conditions(trainer), grids.columns, grids.row_names
 
 
