@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -118,12 +119,16 @@ def configuration(source: str, kind: str, options: dict[str, Any]) -> dict[str, 
 
 def fit_to_data(config: dict[str, Any], dataset: Dataset, classes: list[str] | None) -> None:
     """Completes a configuration by what the dataset says."""
+    from ..data.sequence_files import SequenceFormat
     from ..data.sequences import SequenceItems
 
     model = config["model"]
     config["classes"], model["num_classes"] = classes, classes and len(classes)
     if config["kind"] == "images":
         return
+    # how sequences are kept in files, for samples
+    kept = getattr(dataset, "format", SequenceFormat(".npy"))
+    config["format"] = asdict(kept)
     items = SequenceItems(dataset)
     lengths = items.lengths()
     longest = max(lengths)
