@@ -103,7 +103,7 @@ def upside_down(args) -> None:
             losses.append(train(finetuned(base), **sets, **common)[1])
     print("loss, and of fine-tuning the steps to that of training anew, on average over the seeds")
     print(f"{'steps':>8}{'anew':>20}" + "".join(f"{f'from, {rate:g}':>30}" for rate in tuned))
-    for step in list(anew[0])[3::4]:
+    for step in list(anew[0])[1::4]:
         line = f"{step:8}{told([losses[step] for losses in anew]):>20}"
         for runs in tuned.values():
             needed = [
@@ -171,7 +171,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--count", type=int, default=4500, help="samples to measure")
     parser.add_argument("--anew", type=float, default=2e-3, help="learning rate of a training anew")
-    parser.add_argument("--learning-rates", type=float, nargs="+", default=[1e-3])
+    parser.add_argument("--learning-rates", type=float, nargs="+", default=[2e-3])
     args = parser.parse_args()
     for part in args.parts:
         print(f"\n{part}", flush=True)
