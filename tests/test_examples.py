@@ -73,5 +73,5 @@ def test_super_resolution(run, tmp_path):
     *_, bicubic, samples, mean, picture = run("super_resolution")
     assert bicubic.startswith("bicubic: PSNR ")
     assert samples.startswith("samples: PSNR ")
-    assert mean.startswith("mean of 3 samples: PSNR ")
+    assert mean.startswith("mean of 8 samples: PSNR ")
     assert Image.open(tmp_path / picture).width > 6 * 16
