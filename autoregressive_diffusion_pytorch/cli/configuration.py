@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 # sizes of the model, each with its learning rate
 SIZES = {
+    "mini": dict(dim=64, depth=2, heads=4, mlp_width=64, mlp_depth=2, learning_rate=2e-3),
     "tiny": dict(dim=128, depth=4, heads=4, mlp_width=128, mlp_depth=3, learning_rate=2e-3),
     "small": dict(dim=256, depth=6, heads=4, mlp_width=384, mlp_depth=3, learning_rate=1e-3),
     "base": dict(dim=512, depth=12, heads=8, mlp_width=768, mlp_depth=3, learning_rate=5e-4),
@@ -27,7 +28,7 @@ DIGITS = SHARED | dict(
 FOLDER = SHARED | dict(
     size="small", image_size=64, patch_size=8, channels=3, batch_size=16, num_train_steps=50000
 )
-SPEECH = dict(size="tiny", num_noise_draws=4, batch_size=32, num_train_steps=2000, dropout=0.1)
+SPEECH = dict(size="mini", num_noise_draws=4, batch_size=32, num_train_steps=1500, dropout=0.3)
 SEQUENCES = SHARED | dict(size="small", batch_size=16, num_train_steps=50000, dropout=0.0)
 BUILT_IN = {"digits": "images", "speech": "sequences"}  # and their kinds
 # and for other orders than raster, whose gradients are noisier (4 draws: Li et al. 2024)
