@@ -13,6 +13,7 @@ import click
 from .check import check
 from .complete import complete
 from .distill import distill
+from .encode import encode
 from .evaluate import evaluate
 from .export import export
 from .fill import fill
@@ -33,7 +34,7 @@ def main() -> None:
 
 COMMANDS = (
     *(check, train, resume, distill, sample, complete, fill, evaluate, tune, export),
-    *(train_autoencoder,),
+    *(train_autoencoder, encode),
 )
 for command in COMMANDS:
     main.add_command(command)

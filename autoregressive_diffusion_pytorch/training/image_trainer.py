@@ -40,7 +40,7 @@ class ImageTrainer(Trainer):
         dataset: any dataset with a length, such as torch's, torchvision's or Hugging Face's, of
             images, pairs (image, label) or dictionaries (see `TrainingItems`). Pillow images are
             brought to the size and channels of the model. One with labels needs a model that takes
-            them.
+            them. A `LatentDataset` is for a model with an autoencoder.
         validation_dataset: another of the same kind, as of `Trainer`.
         results_folder: holds the grids of samples, `results.STEP.png`.
         save_results_every: steps between grids; there is one after the last step, too.
@@ -92,6 +92,8 @@ class ImageTrainer(Trainer):
         try_folders(self, dict(results_folder=folder))
 
     def call(self, function: Callable[..., Any], batch: dict[str, Tensor]) -> Any:
+        if "latents" in batch:
+            return function(**batch)
         conditions = {name: part for name, part in batch.items() if name != "images"}
         return function(batch["images"], **conditions)
 
@@ -104,7 +106,9 @@ class ImageTrainer(Trainer):
         if not isinstance(tokenizer, Tokenizer):
             return
         try:
-            tokenizer.check_range(first_batch(self, dataset, self.batch_size)["images"])
+            batch = first_batch(self, dataset, self.batch_size)
+            if "images" in batch:
+                tokenizer.check_range(batch["images"])
         except DamagedImageError:  # which counts when its turn comes
             return
         except ValueError as error:
@@ -238,7 +242,7 @@ class SampleGrids(Part):
 def _conditions_of_first(trainer: TrainingLoop, count: int) -> dict[str, Tensor]:
     """Labels and vectors of the first items of the dataset."""
     batch = first_batch(trainer, trainer.dataset, count)
-    return {name: part for name, part in batch.items() if name != "images"}
+    return {name: part for name, part in batch.items() if name not in ("images", "latents")}
 
 
 def _own_part(given: Any, own: Tensor, count: int) -> Any:
