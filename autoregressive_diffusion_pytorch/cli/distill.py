@@ -20,6 +20,7 @@ from .options import (
 )
 from .run import (
     TEACHER,
+    autoencoder_of,
     check_source,
     checkpoint_of,
     dataset_of,
@@ -91,7 +92,7 @@ def distill(
     seed_process(seed, rank=0)  # for the weights
     say_checkpoint(folder)
     with one_line_errors((ValueError, TypeError, OSError)):
-        teacher = model_class(config).from_pretrained(folder)
+        teacher = model_class(config).from_pretrained(folder, **autoencoder_of(config))
         student = distilled(teacher, head, head_kwargs)
         tuned = GenerationSettings.load(teacher_folder)
     # steps and solver are of the head; what else was tuned is of the transformer too

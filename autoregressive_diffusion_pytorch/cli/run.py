@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 
 ORDERS = ("raster", "random", "masked")
+KINDS = ("images", "latents")  # of data
 TEACHER = "teacher"  # the folder of a distillation's teacher
 
 
@@ -46,14 +47,16 @@ def read_config(run_folder: Path) -> dict[str, Any]:
     # of runs of earlier versions, which had no such options
     defaults = dict(classes=None, accumulate=1, compile=False, hold_out=0.0, num_images=None)
     defaults |= dict(used_precision=config["precision"], teacher=None, order="raster")
+    defaults |= dict(kind="images")
     model = config["model"] | dict(model=dict(context_drop_prob=0.0) | config["model"]["model"])
     dataset = dict(labels_from_folders=False) | config["dataset"]
     config = defaults | config | dict(dataset=dataset, model=model)
     for name, kind in OPTIONAL_KEYS.items():
         if not isinstance(config[name], kind):
             raise click.ClickException(f"{file}: {name!r} must not be {config[name]!r}")
-    if config["order"] not in ORDERS:
-        raise click.ClickException(f"{file}: 'order' must not be {config['order']!r}")
+    for name, choices in (("order", ORDERS), ("kind", KINDS)):
+        if config[name] not in choices:
+            raise click.ClickException(f"{file}: {name!r} must not be {config[name]!r}")
     return config
 
 
@@ -65,6 +68,7 @@ OPTIONAL_KEYS = dict(
     num_images=int | None,
     teacher=str | None,
     order=str,
+    kind=str,
 )
 # what the configuration of any version holds, by section
 KEYS = {
@@ -168,6 +172,8 @@ def dataset_of(
 
     options, source = config["dataset"], source or config["source"]
     has_labels = options["labels_from_folders"]
+    if config["kind"] == "latents":
+        return latents_of(config, source)
     with one_line_errors():
         if source == "digits":
             images, labels = digits()
@@ -179,6 +185,15 @@ def dataset_of(
         size, channels = config["model"]["image_size"], config["model"]["channels"]
         dataset = ImageDataset(source, size, channels=channels, **options)
         return dataset, dataset.classes if has_labels else None
+
+
+def latents_of(config: dict[str, Any], source: str) -> tuple[Dataset, list[str] | None]:
+    """The latents of a cache, which must be of the run's autoencoder."""
+    from ..data.latents import LatentDataset
+
+    with one_line_errors():
+        dataset = LatentDataset(source)
+        return dataset, dataset.classes
 
 
 def check_source(config: dict[str, Any]) -> None:
@@ -224,6 +239,11 @@ def split(dataset: Dataset, config: dict[str, Any]) -> tuple[Dataset, Dataset | 
     return Subset(dataset, kept), Subset(plain, held_out) if held_out else None
 
 
+def autoencoder_of(config: dict[str, Any]) -> dict[str, str]:
+    """Where the configuration of a run says that its autoencoder lies, for `from_pretrained`."""
+    return {name: config["model"][name] for name in ("autoencoder",) if config["model"].get(name)}
+
+
 def load_model(config: dict[str, Any], checkpoint: Path) -> tuple[ImageAutoregressive, Accelerator]:
     """The model of a checkpoint on this process's device, with the run's generation settings."""
     from accelerate import Accelerator
@@ -233,7 +253,8 @@ def load_model(config: dict[str, Any], checkpoint: Path) -> tuple[ImageAutoregre
     accelerator = Accelerator()
     atexit.register(accelerator.state.destroy_process_group)  # or it may be aborted at the very end
     with one_line_errors((ValueError, OSError)):
-        model = model_class(config).from_pretrained(checkpoint).to(accelerator.device)
+        model = model_class(config).from_pretrained(checkpoint, **autoencoder_of(config))
+        model = model.to(accelerator.device)
         model.generation = GenerationSettings.load(checkpoint.parents[1])
     if accelerator.is_main_process:
         say_checkpoint(checkpoint)
