@@ -74,7 +74,7 @@ def fill(
     elif box is not None:
         mask = _mask_of_box(image, box)
     else:
-        image, mask = _extended(image, extend, run.model.patch_size)
+        image, mask = _extended(image, extend, run.model.tokenizer.cell)
     run.save_completions(run.model.fill, (image, mask), count, batch_size)
 
 
@@ -92,12 +92,12 @@ def _mask_of_box(image: Tensor, box: Pixels) -> Tensor:
     return mask
 
 
-def _extended(image: Tensor, extend: Pixels, patch_size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+def _extended(image: Tensor, extend: Pixels, cell: tuple[int, int]) -> tuple[Tensor, Tensor]:
     """The image in a larger one, and True around it."""
     from torch.nn.functional import pad
 
     left, top, right, bottom = extend
-    height, width = patch_size
+    height, width = cell
     if not any(extend) or left % width or right % width or top % height or bottom % height:
         given = ",".join(map(str, extend))
         raise click.BadParameter(

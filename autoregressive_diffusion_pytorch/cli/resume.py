@@ -74,6 +74,10 @@ def resume(run_folder: Path, source: str | None, minutes: float | None, **change
     """
     config = read_config(run_folder)
     changes = {name: value for name, value in changes.items() if value is not None}
+    if config["kind"] == "latents" and changes.keys() & set(_names(DATASET_OPTIONS)):
+        raise click.UsageError(
+            f"{config['source']} was encoded already: images are read as they were then"
+        )
     if source is not None:
         config["source"] = source if source == "digits" else str(Path(source).resolve())
     _change(config, changes)

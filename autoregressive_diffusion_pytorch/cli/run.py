@@ -169,12 +169,14 @@ def dataset_of(
 
     from ..data.digits import digits
     from ..data.image_folder import ImageDataset
+    from ..data.latents import LatentDataset
 
     options, source = config["dataset"], source or config["source"]
     has_labels = options["labels_from_folders"]
-    if config["kind"] == "latents":
-        return latents_of(config, source)
     with one_line_errors():
+        if config["kind"] == "latents":
+            dataset = LatentDataset(source)
+            return dataset, dataset.classes
         if source == "digits":
             images, labels = digits()
             return (
@@ -187,13 +189,17 @@ def dataset_of(
         return dataset, dataset.classes if has_labels else None
 
 
-def latents_of(config: dict[str, Any], source: str) -> tuple[Dataset, list[str] | None]:
-    """The latents of a cache, which must be of the run's autoencoder."""
-    from ..data.latents import LatentDataset
+def has_latents(source: str) -> bool:
+    """Whether a source is a cache of `ardiff encode`."""
+    return (Path(source) / "cache.json").is_file()
+
+
+def images_of_cache(config: dict[str, Any]) -> dict[str, Any]:
+    """The configuration of a run on latents, as of one on the images that they were made of."""
+    from ..data.latents import read_cache
 
     with one_line_errors():
-        dataset = LatentDataset(source)
-        return dataset, dataset.classes
+        return config | dict(kind="images", source=read_cache(config["source"])["source"])
 
 
 def check_source(config: dict[str, Any]) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from ..heads import HEADS
 from ..utils.text import printable
@@ -19,9 +20,10 @@ from .options import (
     add_options,
     flag,
     max_pixels_option,
+    one_line_errors,
     option,
 )
-from .run import ORDERS, dataset_of, model_class, new_run
+from .run import ORDERS, dataset_of, has_latents, model_class, new_run
 from .training import check_apart, check_free, start_run
 
 # sizes of the model, each with its learning rate
@@ -39,6 +41,8 @@ DIGITS = SHARED | dict(
 FOLDER = SHARED | dict(
     size="small", image_size=64, patch_size=8, channels=3, batch_size=16, num_train_steps=50000
 )
+# for a cache of `ardiff encode`, which knows what is None
+LATENTS = FOLDER | dict(patch_size=1, image_size=None, channels=None)
 # and for other orders than raster, whose gradients are noisier (4 draws: Li et al. 2024)
 ANY_ORDER = dict(num_noise_draws=4)
 HIGHEST_RATE = 1e-3
@@ -117,6 +121,11 @@ LENGTH_OPTIONS = add_options(
     option("--minutes", POSITIVE, "End after this time, even if steps are left.", "max_minutes"),
     option("--batch-size", COUNT, f"Images per process and batch. {_by_source('batch_size')}"),
     option("--accumulate", COUNT, "Batches per step.", default=1),
+)
+# options that a cache has decided
+OF_CACHE = (
+    *("image_size", "channels", "augment_horizontal_flip", "skip_damaged", "max_pixels"),
+    "cache_in_memory",
 )
 OPTIMIZER_OPTIONS = add_options(
     option(
@@ -210,13 +219,15 @@ OUTPUT_OPTIONS = add_options(
 @MACHINE_OPTIONS
 @OUTPUT_OPTIONS
 def train(source: str, run_folder: Path | None, **options) -> None:
-    """Train on SOURCE: a folder of images (searched through and through), or the word "digits" for
-    1,797 handwritten digits.
+    """Train on SOURCE: a folder of images (searched through and through), the word "digits" for
+    1,797 handwritten digits, or a cache of `ardiff encode`.
 
     The run's folder holds its configuration, its checkpoints, and grids of samples drawn on the
     way.
     """
-    preset = DIGITS if source == "digits" else FOLDER
+    preset, cache = DIGITS if source == "digits" else FOLDER, None
+    if has_latents(source):
+        preset, cache = LATENTS, _cache(source, options)
     if options["num_epochs"] is not None:
         if options["num_train_steps"] is not None:
             raise click.UsageError("--steps and --epochs exclude each other")
@@ -233,7 +244,7 @@ def train(source: str, run_folder: Path | None, **options) -> None:
         )
     if source != "digits":
         source = str(Path(source).resolve())  # the run may be resumed from elsewhere
-    config = _config(source, options)
+    config = _config(source, options, cache)
     run_folder = run_folder or new_run(printable(Path(source).name))
     check_free(run_folder)
     check_apart(run_folder, source)
@@ -242,7 +253,30 @@ def train(source: str, run_folder: Path | None, **options) -> None:
     start_run(config, dataset, run_folder)
 
 
-def _config(source: str, options: dict[str, Any]) -> dict[str, Any]:
+def _cache(source: str, options: dict[str, Any]) -> dict[str, Any]:
+    """What a cache of latents says of itself, whose options none may contradict."""
+    from ..data.latents import read_cache
+
+    context = click.get_current_context()
+    given = [
+        parameter.opts[0]
+        for parameter in context.command.params
+        if parameter.name in OF_CACHE
+        and context.get_parameter_source(parameter.name) is not ParameterSource.DEFAULT
+    ]
+    if given:
+        raise click.UsageError(f"{source} was encoded already: leave out {', '.join(given)}")
+    with one_line_errors():
+        cache = read_cache(source)
+    if options["labels_from_folders"] and cache["classes"] is None:
+        raise click.UsageError(f"{source} holds no labels: `ardiff encode --labels` keeps them")
+    options |= cache["dataset"] | {name: cache[name] for name in ("image_size", "channels")}
+    return cache
+
+
+def _config(
+    source: str, options: dict[str, Any], cache: dict[str, Any] | None = None
+) -> dict[str, Any]:
     """The configuration of a run, by its sections."""
     from ..heads.head import head_class
     from ..models.image import CONTEXT_DROP_PROB
@@ -250,7 +284,7 @@ def _config(source: str, options: dict[str, Any]) -> dict[str, Any]:
     def section(names: tuple[str, ...]) -> dict[str, Any]:
         return {name: options[name] for name in names}
 
-    config = dict(source=source, **section(RUN), classes=None, teacher=None)
+    config = dict(source=source, kind="images", **section(RUN), classes=None, teacher=None)
     model = model_class(config).model_class
     arguments = head_class(options["head"]).argument_names()
     head_kwargs = section(("num_noise_draws",)) if "num_noise_draws" in arguments else {}
@@ -261,6 +295,9 @@ def _config(source: str, options: dict[str, Any]) -> dict[str, Any]:
     config["model"] = dict(
         **section(IMAGES), num_classes=None, model=sequences | {model.head_argument(): head_kwargs}
     )
+    if cache is not None:
+        config["kind"] = "latents"
+        config["model"]["autoencoder"] = cache["autoencoder"]
     config["dataset"] = section(DATASET)
     config["trainer"] = dict(
         **section(TRAINER), adam_kwargs=dict(weight_decay=options["weight_decay"]), num_samples=64

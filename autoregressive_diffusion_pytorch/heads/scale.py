@@ -8,13 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..utils.measured import MeasuredModule
 from ..utils.validation import check_above_zero
 from .head import Head
 
 SIGMA_DATA = 0.5  # of a head that is not trained yet
 
 
-class ScaledHead(Head):
+class ScaledHead(MeasuredModule, Head):
     """A head with `sigma_data`, the std of the tokens' entries, stored with its weights.
 
     Args:
@@ -22,21 +23,15 @@ class ScaledHead(Head):
         sigma_data: None to measure it.
     """
 
+    measured_buffers = ("sigma_data",)
+
     def __init__(self, dim_token: int, dim_z: int, sigma_data: float | None = None):
         super().__init__(dim_token, dim_z)
         check_above_zero(sigma_data=SIGMA_DATA if sigma_data is None else sigma_data)
-        # a buffer, so that it is stored and moved with the weights; NaN until it is known
         value = nan if sigma_data is None else float(sigma_data)
         self.register_buffer("sigma_data", torch.tensor(value))
         self._given_sigma_data = sigma_data
         self._is_measured = sigma_data is not None
-
-    @property
-    def is_measured(self) -> bool:
-        """Whether `sigma_data` is known: given, measured, or loaded with the weights."""
-        if not self._is_measured:
-            self._is_measured = not self.sigma_data.isnan().item()
-        return self._is_measured
 
     @property
     def scale(self) -> float:
@@ -61,23 +56,10 @@ class ScaledHead(Head):
             std = tokens.float().std()
             if std > 0:
                 self.sigma_data.copy_(std)
-                self._is_measured = True  # for torch.compile, which cannot ask the buffer
+                self._is_measured = True
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args) -> None:
-        name = f"{prefix}sigma_data"
+        # weights of version 1.0.0 have no such entry: there it was an argument alone
         if not self.sigma_data.is_meta:
-            # weights of version 1.0.0 have no such entry: there it was an argument alone
-            if name not in state_dict:
-                state_dict[name] = torch.tensor(self.scale)
-            if state_dict[name].isnan():
-                state_dict[name] = self.sigma_data
+            state_dict.setdefault(f"{prefix}sigma_data", torch.tensor(self.scale))
         super()._load_from_state_dict(state_dict, prefix, *args)
-        self._is_measured = not (self.sigma_data.is_meta or self.sigma_data.isnan())
-
-    def _apply(self, *args, **kwargs) -> ScaledHead:
-        # follows the weights to their device, but is never rounded with them
-        sigma_data = self.sigma_data
-        super()._apply(*args, **kwargs)
-        if not (sigma_data.is_meta or self.sigma_data.is_meta):
-            self.sigma_data = sigma_data.to(self.sigma_data.device)
-        return self

@@ -10,10 +10,12 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Generator, Tensor
 
 from ..utils.validation import check_choice
 from .backbone import Backbone
+from .ends import EndHead
 from .orders import NAMES, Order, OrderLike, check_order, orders_of
 from .positions import AxialPositions, Neighbours, positions_of
 from .readings import RandomReading, RasterReading, Reading, take
@@ -31,6 +33,9 @@ class Autoregressive(SequenceModel):
             of random orders falls from 1 to 0; the others are raster (Yu et al. 2024, RAR,
             https://arxiv.org/abs/2411.00776). The trainer tells the model how far it is. Such
             a model is best drawn with `order="raster"`.
+        predict_end: learn where sequences end, in raster order. `sample` then draws sequences of
+            different lengths, and `log_prob` has the log-probability of going on or ending after
+            each token; after `max_seq_len` tokens a sequence ends.
         kwargs: as of `SequenceModel`; `decoder_kwargs` are those of the x-transformers `Decoder`.
     """
 
@@ -42,11 +47,14 @@ class Autoregressive(SequenceModel):
         *,
         order: Literal["raster", "random"] = "raster",
         anneal_to_raster: tuple[float, float] | None = None,
+        predict_end: bool = False,
         **kwargs: Any,
     ):
         check_choice("order", order, NAMES)
         if anneal_to_raster is not None:
             _check_annealing(anneal_to_raster, order)
+        if predict_end and order != "raster":
+            raise ValueError(f'predict_end needs order="raster", got order={order!r}')
         super().__init__(dim, **kwargs)
         self.order = order
         if self.draws_any_order:
@@ -57,6 +65,8 @@ class Autoregressive(SequenceModel):
             # a tensor: compiled programs serve all its values
             self.register_buffer("random_share", torch.ones(()), persistent=False)
         self.anneal_to_raster = anneal_to_raster
+        if predict_end:
+            self.end_head = EndHead(dim)
 
     def set_progress(self, share: float) -> None:
         if self.anneal_to_raster is not None:
@@ -85,6 +95,8 @@ class Autoregressive(SequenceModel):
         # a token never reads one after it, so padding needs no mask in the transformer
         if not self.draws_any_order:
             self._check_order(order, seq.shape[1])
+            if self.end_head is not None and seq.shape[1] < self.max_seq_len:
+                seq = F.pad(seq, (0, 0, 0, 1))  # for the condition after the last token
             return self.conditions(seq, **conditions), mask
         tokens = seq.new_ones(seq.shape[:2], dtype=torch.bool) if mask is None else mask
         order = orders_of(tokens, self._check_order(order, seq.shape[1]), generator)

@@ -17,20 +17,22 @@ from tqdm import tqdm
 
 from ..heads.guidance import Guidance, check_context_guidance, check_guidance_target
 from ..utils.modes import compiled, in_precision, inference
-from ..utils.validation import check_choice, check_generator, check_positive_int
+from ..utils.validation import check_choice, check_generator, check_int, check_positive_int
 from .orders import repeated
 from .readings import Reading, write
-from .settings import GuidanceSchedule
+from .settings import GuidanceSchedule, check_end_threshold
 
 
 class Generation:
     """One call of `SequenceModel.sample`: its arguments, checked at once, and the loop.
 
     Iterating over it draws the tokens after the prompt: positions (b k) and their tokens (b k d).
+    Of a model that predicts ends, `lens` (b,) are the lengths so far: sequences that have ended get
+    zeros, and when all have, the loop ends.
 
     Args:
         model: the `SequenceModel`.
-        batch_size, options, prompt, seq_len: as of `sample`.
+        batch_size, options, prompt, seq_len, min_seq_len: as of `sample`.
         known: positions (m p) of the prompt's tokens, by default the first ones.
     """
 
@@ -42,6 +44,7 @@ class Generation:
         *,
         prompt: Tensor | None = None,
         seq_len: int | None = None,
+        min_seq_len: int | None = None,
         known: Tensor | None = None,
     ):
         options = model.generation.with_given(options, model.head)
@@ -52,6 +55,9 @@ class Generation:
             raise ValueError(
                 f"seq_len must be at most max_seq_len = {model.max_seq_len}, got {seq_len}"
             )
+        self.min_seq_len = 1 if min_seq_len is None else min_seq_len
+        self.end_threshold = options.pop("end_threshold", None)
+        self._check_ends(min_seq_len)
         weight = model.proj_in.weight
         if prompt is None:
             prompt = weight.new_empty(1, 0, model.dim_input)
@@ -91,6 +97,13 @@ class Generation:
         for name in options:
             check_choice(f"an option of {type(model.head).__name__}", name, known_options)
         self.draw = model.head.sampler(**options)
+
+    def _check_ends(self, min_seq_len: int | None) -> None:
+        check_int("min_seq_len", self.min_seq_len, 1, self.seq_len)
+        if self.model.end_head is None and (min_seq_len, self.end_threshold) != (None, None):
+            name = "min_seq_len" if self.end_threshold is None else "end_threshold"
+            raise ValueError(f"{name} needs a model that is made with predict_end = True")
+        check_end_threshold(self.end_threshold)
 
     def _check_guidance(self) -> None:
         conditioning = self.model.conditioning
@@ -133,8 +146,10 @@ class Generation:
             )
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        modules = list(self.model.modules())
+        modules, normalization = list(self.model.modules()), self.model.normalization
         order, reading, tokens = None, None, None
+        ended = torch.zeros(self.batch_size, dtype=torch.bool, device=self.prompt.device)
+        self.lens = torch.full_like(ended, self.seq_len, dtype=torch.long)
         start = self.prompt.shape[1]
         for count in self.order.sizes:
             with inference(modules):
@@ -145,16 +160,25 @@ class Generation:
                 positions = order[:, start:stop].expand(self.batch_size, -1)
                 # the transformer reads X_1 … X_{k-1}
                 z = reading.conditions(tokens, count)
-                # x ~ p(x | z), for each token of X_k
                 z, guidance = self._guidance_at(positions, stop, z)
-                tokens = self.draw(z, guidance=guidance)
+                if self.model.end_head is not None and start >= self.min_seq_len:
+                    ends = self.model.end_head.draw(z[:, 0], self.end_threshold, self.generator)
+                    self.lens[ends & ~ended] = start
+                    ended = ended | ends
+                    if ended.all():
+                        return
+                # x ~ p(x | z), for each token of X_k
+                tokens = normalization.constrain(self.draw(z, guidance=guidance))
+                drawn = normalization.inverse(tokens)
+                if self.model.end_head is not None:
+                    drawn = drawn.masked_fill(ended[:, None, None], 0)
             # no tensors of inference mode: they can be trained on
-            yield positions.clone(), tokens.clone()
+            yield positions.clone(), drawn.clone()
             start = stop
 
     def run(self, progress: bool = False) -> Tensor:
-        """All tokens, (b n d), those of the prompt untouched."""
-        seq = self.prompt.new_empty(self.batch_size, self.seq_len, self.prompt.shape[-1])
+        """All tokens, (b n d), those of the prompt untouched; zeros after the end."""
+        seq = self.prompt.new_zeros(self.batch_size, self.seq_len, self.prompt.shape[-1])
         known = repeated(self.order.known.expand(len(self.prompt), -1), self.batch_size)
         write(seq, known, repeated(self.prompt, self.batch_size))
         total = len(self.order.sizes)
@@ -170,7 +194,7 @@ class Generation:
     def _reading(self, order: Tensor) -> Reading:
         """The reading of all sequences; each prompt with its condition is given once."""
         count = self.num_prompts
-        prompt = repeated(self.prompt, count)
+        prompt = repeated(self.model.normalization(self.prompt), count)
         conditions = {name: repeated(given, count) for name, given in self.conditions.items()}
         dropped = None
         if self._is_guided:

@@ -51,8 +51,9 @@ class ImageAutoregressive(Module, Pretrained, CompletionMixin):
         dim_cond: width of vectors to condition on, none by default.
         model: arguments of the sequence model, `Autoregressive`, but for `dim_input` and
             `max_seq_len`, which follow from the sizes. By default its `context_drop_prob` is
-            `CONTEXT_DROP_PROB`, so that `context_guidance` can be used; and a head that can clamp
-            drawn tokens to the range of images does.
+            `CONTEXT_DROP_PROB`, so that `context_guidance` can be used; tokens are taken as they are,
+            in [-1, 1]; and a head that can clamp drawn tokens to that range does. With
+            an autoencoder, tokens are normalised and not clamped.
     """
 
     model_class: type[SequenceModel] = Autoregressive  # of the sequence model
@@ -75,7 +76,6 @@ class ImageAutoregressive(Module, Pretrained, CompletionMixin):
             self.tokenizer = Patches(image_size, patch_size, channels)
         else:
             self.tokenizer = Latents(image_size, patch_size, autoencoder, channels)
-            # TODO: model = dict(normalize=True) | model, once sequence models take it
         check_share(train_max_noise=train_max_noise)
         for name in DERIVED_ARGUMENTS:
             if name in model:
@@ -91,8 +91,11 @@ class ImageAutoregressive(Module, Pretrained, CompletionMixin):
         self.train_max_noise = train_max_noise
         self.num_classes = num_classes
         self.dim_cond = dim_cond
+        # pixels are in [-1, 1]; what an autoencoder makes of them, anywhere
+        normalize = autoencoder is not None
+        defaults = dict(context_drop_prob=CONTEXT_DROP_PROB, normalize=normalize)
         self.model = self.model_class(
-            **dict(context_drop_prob=CONTEXT_DROP_PROB) | model,
+            **defaults | model,
             dim_input=self.tokenizer.dim,
             max_seq_len=self.tokenizer.grid,
             num_classes=num_classes,
@@ -161,8 +164,8 @@ class ImageAutoregressive(Module, Pretrained, CompletionMixin):
         return cls.model_class._misfit(dict(arguments["model"]) | derived)
 
     def measure(self, images: Tensor | None = None, *, latents: Tensor | None = None, **_) -> None:
-        """Lets the head measure the scale of tokens on images or latents, given as in `forward`."""
-        self.head.measure(self._tokens(images, latents))
+        """Measures the scale of tokens on images or latents, given as in `forward`."""
+        self.model.measure(self._tokens(images, latents))
 
     def forward(
         self,
@@ -187,7 +190,8 @@ class ImageAutoregressive(Module, Pretrained, CompletionMixin):
         if self.training and self.train_max_noise > 0:
             like = dict(device=tokens.device, dtype=tokens.dtype)
             share = self.train_max_noise * torch.rand(len(tokens), 1, 1, **like)
-            noised = tokens.lerp(torch.randn_like(tokens), share)
+            noise = self.model.normalization.inverse(torch.randn_like(tokens))
+            noised = tokens.lerp(noise, share)
         conditions = dict(labels=labels, cond=cond, cond_mask=cond_mask)
         options = dict(noised_seq=noised, loss_reduction=loss_reduction)
         return self.model(tokens, **conditions, **options)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from .ends import EndHead
 from .generation import Generation
 from .orders import Order, OrderLike
 from .readings import Reading
@@ -25,6 +26,7 @@ class GenerationMixin(ABC):
 
     generation = GenerationSettings()
     draws_any_order: bool  # or else one token after the other, in raster order
+    end_head: EndHead | None  # of a model that predicts where sequences end
 
     @with_sampling_options
     def sample(
@@ -33,9 +35,10 @@ class GenerationMixin(ABC):
         prompt: Tensor | None = None,
         *,
         seq_len: int | None = None,
+        min_seq_len: int | None = None,
         progress: bool = False,
         **options: Unpack[SamplingOptions],
-    ) -> Tensor:
+    ) -> Tensor | tuple[Tensor, Tensor]:
         """Draws sequences, one token after the other, or several at a time.
 
         Args:
@@ -45,17 +48,22 @@ class GenerationMixin(ABC):
                 it. A single one serves all.
             prompt: first tokens (m n d), n at most `seq_len`: they come back untouched, at the
                 start of the result.
-            seq_len: tokens to draw, with the prompt; by default `max_seq_len`.
+            seq_len: tokens to draw, with the prompt; by default `max_seq_len`. Of a model that
+                predicts ends, at most so many.
+            min_seq_len: of such a model, the least number of tokens, with the prompt; by default 1.
             progress: show a progress bar over the iterations.
             options: as of `SamplingOptions`, and further ones of the head. What is not given is as
                 of `generation`, by default as learned.
 
         Returns:
             Tokens (b n d), the prompt's first, in single precision or the weights', whichever is
-            higher.
+            higher. Of a model that predicts ends, a pair: tokens, n the longest length, with zeros
+            after the end; and the lengths (b,).
         """
-        tokens = Generation(self, batch_size, options, prompt=prompt, seq_len=seq_len)
-        return tokens.run(progress)
+        lengths = dict(seq_len=seq_len, min_seq_len=min_seq_len)
+        tokens = Generation(self, batch_size, options, prompt=prompt, **lengths)
+        seq = tokens.run(progress)
+        return seq if self.end_head is None else (seq[:, : int(tokens.lens.max())], tokens.lens)
 
     @with_sampling_options
     def stream(
@@ -64,15 +72,23 @@ class GenerationMixin(ABC):
         prompt: Tensor | None = None,
         *,
         seq_len: int | None = None,
+        min_seq_len: int | None = None,
         **options: Unpack[SamplingOptions],
     ) -> Iterator[Tensor] | Iterator[tuple[Tensor, Tensor]]:
         """What `sample` draws after the prompt, as soon as it is drawn.
 
-        In raster order the tokens, each (b d). Of models that draw in any order, pairs of positions
-        (b k) and their tokens (b k d), one pair an iteration. Arguments as of `sample`.
+        In raster order the tokens, each (b d). Of a model that predicts ends, pairs of the tokens
+        and which sequences have ended before them, (b,); it stops when all have. Of models that
+        draw in any order, pairs of positions (b k) and their tokens (b k d), one pair an iteration.
+        Arguments as of `sample`.
         """
-        tokens = Generation(self, batch_size, options, prompt=prompt, seq_len=seq_len)
-        return iter(tokens) if self.draws_any_order else (one.squeeze(1) for _, one in tokens)
+        lengths = dict(seq_len=seq_len, min_seq_len=min_seq_len)
+        tokens = Generation(self, batch_size, options, prompt=prompt, **lengths)
+        if self.draws_any_order:
+            return iter(tokens)
+        if self.end_head is None:
+            return (one.squeeze(1) for _, one in tokens)
+        return ((one.squeeze(1), tokens.lens <= at[:, 0]) for at, one in tokens)
 
     @with_sampling_options
     def fill(

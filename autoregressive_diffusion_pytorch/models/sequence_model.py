@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any, ClassVar, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 from torch.nn import Module
 
@@ -19,7 +20,9 @@ from ..heads.head import Head, check_head_kwargs, head_class, head_name
 from ..utils.modes import evaluating
 from ..utils.validation import as_token_mask, check_choice, check_positive_int, check_share
 from .conditioning import Conditioning
+from .ends import EndHead
 from .hub import Pretrained, without_sampling_of_1_0
+from .normalization import Normalize, normalization_of
 from .orders import OrderLike, check_order
 from .positions import AxialPositions, positions_of
 from .sampling import GenerationMixin
@@ -38,6 +41,11 @@ class SequenceModel(Module, Pretrained, GenerationMixin):
         mlp_depth, mlp_width: blocks and width of the head's network; the width is `dim` by default.
         mlp_kwargs: further arguments of the head's network.
         dim_input: width d of a token, `dim` by default.
+        normalize: how tokens come to unit scale: True measures the mean and standard deviation of
+            each channel on the first batch, `dict(mean=…, scale=…)` gives them, for each channel or
+            one for all, and False takes tokens as they are. `dict(radius=…)` is of tokens on a
+            sphere around 0, to which drawn ones are projected (see `Sphere`). Samples and
+            log-densities are those of the data.
         num_classes: number of labels to condition on, none by default.
         dim_cond: width of vectors to condition on, none by default. They are best of unit variance,
             and get no positional encoding.
@@ -68,6 +76,7 @@ class SequenceModel(Module, Pretrained, GenerationMixin):
         mlp_width: int | None = None,
         mlp_kwargs: dict | None = None,
         dim_input: int | None = None,
+        normalize: Normalize = True,
         num_classes: int | None = None,
         dim_cond: int | None = None,
         num_cond_tokens: int = 4,
@@ -84,10 +93,12 @@ class SequenceModel(Module, Pretrained, GenerationMixin):
         check_share(context_drop_prob=context_drop_prob)
         check_head_kwargs(head_kwargs or {})
         self.dim_input = dim_input
+        self.normalization = normalization_of(dim_input, normalize)
         sizes = dict(depth=depth, dim_head=dim_head, num_heads=heads)
         options = dict(cross_attend=cross_attend, decoder_kwargs=decoder_kwargs)
         self.backbone = self.backbone_class(dim, max_seq_len=max_seq_len, **sizes, **options)
         self.max_seq_len = self.backbone.max_seq_len
+        self.end_head: EndHead | None = None
         self.start_token = nn.Parameter(torch.randn(dim) * 0.02)
         self.proj_in = nn.Linear(dim_input, dim)
         self.conditioning = Conditioning(
@@ -111,7 +122,8 @@ class SequenceModel(Module, Pretrained, GenerationMixin):
 
     def metrics(self) -> dict[str, Tensor]:
         """Numbers of the last loss for the log of a training, those of the head."""
-        return self.head.metrics()
+        own = {} if self.end_head is None else dict(end_loss=self.end_head.loss)
+        return self.head.metrics() | own
 
     def set_progress(self, share: float) -> None:
         """How much of its training is over, from 0 to 1; a `Trainer` says so before each step."""
@@ -123,16 +135,25 @@ class SequenceModel(Module, Pretrained, GenerationMixin):
 
     def _resolved_arguments(self) -> dict[str, Any]:
         head = dict(head=head_name(type(self.head))) if self.preset is None else {}
-        return head | {self.head_argument(): self.head.config}
+        return head | {
+            self.head_argument(): self.head.config,
+            "normalize": self.normalization.argument,
+        }
 
     @classmethod
     def _upgraded(cls, arguments: dict[str, Any]) -> dict[str, Any]:
+        if not cls._has_own_constructor():
+            arguments = dict(normalize=False) | arguments  # a saved model names all its arguments
         return without_sampling_of_1_0(arguments, cls.head_argument())
 
     def measure(self, seq: Tensor, *, lens=None, mask: Tensor | None = None, **_) -> None:
-        """Lets the head measure the scale of tokens on sequences, given as in `forward`."""
+        """Measures the scale of tokens on sequences, given as in `forward`."""
         mask = as_token_mask(seq, lens, mask)
-        self.head.measure(seq if mask is None else seq[mask])
+        tokens = seq.flatten(0, 1) if mask is None else seq[mask]
+        self.normalization.measure(tokens)
+        self.head.measure(self.normalization(tokens))
+        if self.end_head is not None:
+            self.end_head.measure(self._answers(seq, mask)[1])
 
     def forward(
         self,
@@ -171,8 +192,12 @@ class SequenceModel(Module, Pretrained, GenerationMixin):
                 f"noised_seq must have the shape of seq, {shape}, got {tuple(read.shape)}"
             )
         mask = as_token_mask(seq, lens, mask)
+        if self.training:
+            self.normalization.measure(seq.flatten(0, 1) if mask is None else seq[mask])
+        seq, read = self.normalization(seq), self.normalization(read)
         conditions = dict(labels=labels, cond=cond, cond_mask=cond_mask)
-        losses, counted = self._per_token(self.head, seq, read, mask, **conditions)
+        ending = None if self.end_head is None else self.end_head.losses
+        losses, counted = self._per_token(self.head, ending, seq, read, mask, **conditions)
         return losses.mean() if loss_reduction == "mean" else padded(losses, counted)
 
     @property
@@ -215,9 +240,11 @@ class SequenceModel(Module, Pretrained, GenerationMixin):
             solver_kwargs: as of the head's `log_prob`.
 
         Raises:
-            TypeError: the head has no density.
+            TypeError: the head has no density, or tokens lie on a sphere.
         """
         self.check_tokens("seq", seq)
+        if not self.normalization.has_density:
+            raise TypeError("tokens on a sphere, of normalize = dict(radius=…), have no density")
         if order is None:
             order = "random" if self.draws_any_order else "raster"
         order = check_order(order, seq.shape[1])
@@ -227,29 +254,51 @@ class SequenceModel(Module, Pretrained, GenerationMixin):
         if generator is not None:
             solver_kwargs |= dict(generator=generator)
         log_prob = partial(self.head.log_prob, **solver_kwargs)
+        ending = None if self.end_head is None else self.end_head.log_prob
+        seq = self.normalization(seq)
         with evaluating(list(self.modules())):
-            return padded(*self._per_token(log_prob, seq, seq, mask, **given))
+            values, counted = self._per_token(log_prob, ending, seq, seq, mask, **given)
+        return padded(values - self.normalization.log_volume(), counted)
 
     def _per_token(
-        self, function: Callable, seq: Tensor, read: Tensor, mask: Tensor | None, **conditions
+        self,
+        function: Callable,
+        ending: Callable | None,
+        seq: Tensor,
+        read: Tensor,
+        mask: Tensor | None,
+        **conditions,
     ) -> tuple[Tensor, Tensor | None]:
         """`function(tokens, z)`, one number per token, where the transformer reads `read`.
 
-        (b n), or (m,) for those m tokens alone that count, and which these are, (b n).
+        `ending(z, is_end)` is added, of whether the sequence ends with it. (b n), or (m,) for those
+        m tokens alone that count, and which these are, (b n).
         """
         if mask is not None:
             read = read.masked_fill(~mask.unsqueeze(-1), 0)  # a weight of 0 does not undo NaN
         z, counted = self.read(read, mask, **conditions)
-        null_z = None
+        ends = None
+        if ending is not None:
+            asked, is_end = self._answers(seq, mask)
+            ends = padded(ending(z[:, 1:][asked[:, : z.shape[1] - 1]], is_end), asked)
+        z, null_z = z[:, : seq.shape[1]], None
         if self.training and self.context_drop_prob > 0:
             null_z = self.no_context(positions_of(z)).to(z.dtype).expand_as(z)
         if counted is not None:
             # only these from here on: others cost nothing, and change no random numbers
-            seq, z, null_z = (x if x is None else x[counted] for x in (seq, z, null_z))
+            seq, z, null_z, ends = (x if x is None else x[counted] for x in (seq, z, null_z, ends))
         if null_z is not None:
             dropped = torch.rand(z.shape[:-1], device=z.device) < self.context_drop_prob
             z = torch.where(dropped.unsqueeze(-1), null_z, z)
-        return function(seq, z), counted
+        values = function(seq, z)
+        return values if ends is None else values + ends, counted
+
+    def _answers(self, seq: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        """After which tokens (b n) a sequence may end or go on, and of those (m,) where it ends."""
+        tokens = seq.new_ones(seq.shape[:2], dtype=torch.bool) if mask is None else mask
+        asked = tokens & (positions_of(seq) < self.max_seq_len - 1)
+        is_end = ~F.pad(tokens[:, 1:], (0, 1))
+        return asked, is_end[asked]
 
     @abstractmethod
     def read(
@@ -264,7 +313,8 @@ class SequenceModel(Module, Pretrained, GenerationMixin):
     ) -> tuple[Tensor, Tensor | None]:
         """Conditions z (b n dim) of the tokens of `seq` (b n d), and of which tokens a loss is.
 
-        Those are given as a mask (b n), None for all.
+        Those are given as a mask (b n), None for all. A model that predicts ends gives one more z
+        than there are tokens, unless they are `max_seq_len`.
 
         Args:
             mask: as of `forward`.

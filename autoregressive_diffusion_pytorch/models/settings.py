@@ -54,6 +54,8 @@ class SamplingOptions(TypedDict, total=False):
         num_iterations: of a model that draws in any order: passes of the transformer, in each of
             which it draws some tokens, few at first, independently of each other. By default a
             quarter of the tokens for a masked model, but at least 8, and one token each for others.
+        end_threshold: of a model that predicts ends: a sequence ends where the probability of it is
+            above this, from 0 to 1; by default ends are drawn.
         temperature: factor on all noise, at least 0: 1 for the learned distribution, less for less
             variety.
         generator: source of randomness, on any device: the same seed gives the same result. Or a
@@ -77,6 +79,7 @@ class SamplingOptions(TypedDict, total=False):
     solver: str | None
     order: Literal["raster", "random"] | Tensor | Sequence[int] | None
     num_iterations: int | None
+    end_threshold: float | None
     temperature: float | None
     generator: Generator | Sequence[Generator] | None
     precision: Literal["no", "bf16"] | None
@@ -90,6 +93,7 @@ class GenerationSettings:
     Attributes:
         num_steps, solver, temperature: as of `SamplingOptions`; None for the head's own.
         num_iterations: as of `SamplingOptions`; None for the model's own.
+        end_threshold: as of `SamplingOptions`; None to draw ends.
         guidance_scale, guidance_schedule, guidance_interval, context_guidance, guidance_target: as
             of `SamplingOptions`.
     """
@@ -97,6 +101,7 @@ class GenerationSettings:
     num_steps: int | None = None
     solver: str | None = None
     num_iterations: int | None = None
+    end_threshold: float | None = None
     temperature: float = 1.0
     guidance_scale: float = 1.0
     guidance_schedule: str = "constant"
@@ -113,6 +118,7 @@ class GenerationSettings:
             is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
             if not is_number or not 0 <= value < inf:
                 raise ValueError(f"{name} must be a number of at least 0, got {value!r}")
+        check_end_threshold(self.end_threshold)
         interval = self.guidance_interval
         GuidanceSchedule(self.guidance_scale, self.guidance_schedule, interval)
         check_guidance_target(self.guidance_target, check_guidance_interval(interval))
@@ -212,6 +218,12 @@ class GuidanceSchedule:
         progress = torch.arange(1, length + 1) / length
         progress = progress.view(-1, *(1,) * self.scale.ndim)
         return torch.lerp(torch.ones_like(self.scale), self.scale, progress)
+
+
+def check_end_threshold(threshold: float | None) -> None:
+    is_number = isinstance(threshold, (int, float)) and not isinstance(threshold, bool)
+    if threshold is not None and not (is_number and 0 <= threshold <= 1):
+        raise ValueError(f"end_threshold must be a probability from 0 to 1, got {threshold!r}")
 
 
 def with_sampling_options(method: Callable) -> Callable:
