@@ -51,9 +51,9 @@ class ImageAutoregressive(Module, Pretrained, CompletionMixin):
         dim_cond: width of vectors to condition on, none by default.
         model: arguments of the sequence model, `Autoregressive`, but for `dim_input` and
             `max_seq_len`, which follow from the sizes. By default its `context_drop_prob` is
-            `CONTEXT_DROP_PROB`, so that `context_guidance` can be used; tokens are taken as they are,
-            in [-1, 1]; and a head that can clamp drawn tokens to that range does. With
-            an autoencoder, tokens are normalised and not clamped.
+            `CONTEXT_DROP_PROB`, so that `context_guidance` can be used; tokens are taken as they
+            are, in [-1, 1]; and a head that can clamp drawn tokens to that range does. With an
+            autoencoder, tokens are normalised and not clamped.
     """
 
     model_class: type[SequenceModel] = Autoregressive  # of the sequence model

@@ -13,6 +13,7 @@ from huggingface_hub.errors import EntryNotFoundError, HFValidationError, LocalE
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, interpolate
 
+from ..utils.rng import Generators, randn
 from ..utils.validation import as_height_and_width
 from .tokenizers import Tokenizer, patchify, unpatchify
 
@@ -243,8 +244,14 @@ class Latents(Tokenizer):
         return self.encode(spread(images, hidden))
 
     def draw(self, images: Tensor) -> Tensor:
+        return self.tokens_of(self.latents_of(images))
+
+    def latents_of(self, images: Tensor, generator: Generators = None) -> Tensor:
+        """Latents (b c h w) of images, drawn from their posteriors."""
         mean, std = self.autoencoder.encode(images)
-        return self.tokens_of(mean if std is None else mean + std * torch.randn_like(mean))
+        if std is None:
+            return mean
+        return mean + std * randn(mean.shape, generator, mean.device, mean.dtype)
 
     def decode(self, tokens: Tensor) -> Tensor:
         size = self.latent_shape[1:]
