@@ -92,7 +92,7 @@ def encode(
         fingerprint = model.fingerprint()
     images = dict(labels_from_folders=labels_from_folders, skip_damaged=skip_damaged)
     images |= dict(max_pixels=max_pixels)
-    config = dict(source=source, dataset=images)
+    config = dict(kind="images", source=source, dataset=images)
     config |= dict(model=dict(image_size=size, channels=model.channels))
     dataset, classes = dataset_of(config)
     facts = dict(autoencoder=autoencoder, autoencoder_sha256=fingerprint, source=source)

@@ -178,7 +178,7 @@ def _trainer(source: str, folder: Path, resume: bool, options: dict[str, Any]):
 
     sizes = section("image_size", "channels")
     dataset = section("augment_horizontal_flip", "cache_in_memory", "skip_damaged", "max_pixels")
-    config = dict(source=source, hold_out=options["hold_out"], model=sizes)
+    config = dict(kind="images", source=source, hold_out=options["hold_out"], model=sizes)
     config |= dict(dataset=dataset | dict(labels_from_folders=False))
     precision = best_precision() if options["precision"] == "auto" else options["precision"]
     images, held_out = split(dataset_of(config)[0], config)

@@ -293,5 +293,7 @@ class LatentDataset(Dataset):
         if number not in self._opened:
             file = self.folder / self.facts["shards"][number]["file"]
             with safe_open(file, framework="pt") as opened:
-                self._opened[number] = {name: opened.get_slice(name) for name in opened}
+                self._opened[number] = {
+                    name: opened.get_slice(name) for name in sorted(opened.keys())
+                }
         return self._opened[number]
