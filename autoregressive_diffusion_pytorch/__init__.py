@@ -25,6 +25,7 @@ if TYPE_CHECKING:  # for editors and type checkers
     from .models.presets import ImageMaskedAutoregressive as ImageMaskedAutoregressive
     from .models.settings import GenerationSettings as GenerationSettings
     from .training.image_trainer import ImageTrainer as ImageTrainer
+    from .training.sequence_trainer import SequenceTrainer as SequenceTrainer
     from .training.trainer import Trainer as Trainer
 
 # a name is imported when it is first asked for: a model needs neither torchvision nor accelerate, a
@@ -51,6 +52,7 @@ _LAZY_EXPORTS = {
     "ImageTrainer": "training.image_trainer",
     "MaskedAutoregressive": "models.masked",
     "RectifiedFlow": "heads.rectified_flow",
+    "SequenceTrainer": "training.sequence_trainer",
     "Trainer": "training.trainer",
 }
 

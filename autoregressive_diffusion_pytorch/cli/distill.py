@@ -21,9 +21,11 @@ from .options import (
 from .run import (
     TEACHER,
     autoencoder_of,
+    check_kind,
     check_source,
     checkpoint_of,
     dataset_of,
+    is_built_in,
     model_class,
     new_run,
     read_config,
@@ -80,9 +82,10 @@ def distill(
     from ..utils.rng import seed_process
 
     config = read_config(teacher_folder)
+    check_kind(config, "distill", "images", "latents")
     folder = checkpoint_of(teacher_folder, checkpoint)
     if source is not None:
-        config["source"] = source if source == "digits" else str(Path(source).resolve())
+        config["source"] = source if is_built_in(source) else str(Path(source).resolve())
     check_source(config)
     run_folder = run_folder or new_run(f"{teacher_folder.resolve().name}-{head.rpartition(':')[2]}")
     check_free(run_folder)

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from .options import COUNT, FACTOR, POSITIVE, add_options, option, run_argument
-from .run import check_source, dataset_of, listed, read_config, write_config
+from .run import check_source, dataset_of, is_built_in, listed, read_config, write_config
 from .training import build_trainer, check_apart, run_trainer
 
 
@@ -79,7 +79,7 @@ def resume(run_folder: Path, source: str | None, minutes: float | None, **change
             f"{config['source']} was encoded already: images are read as they were then"
         )
     if source is not None:
-        config["source"] = source if source == "digits" else str(Path(source).resolve())
+        config["source"] = source if is_built_in(source) else str(Path(source).resolve())
     _change(config, changes)
     config["trainer"]["max_minutes"] = minutes
     check_apart(run_folder, config["source"])
@@ -97,7 +97,7 @@ def resume(run_folder: Path, source: str | None, minutes: float | None, **change
     if trainer.is_main:
         write_config(config, run_folder)
     step, last = trainer.step, trainer.num_train_steps
-    if step > last or (step == last and trainer.grids.path(step).exists()):
+    if step > last or (step == last and trainer.samples.path(step).exists()):
         raise click.ClickException(
             f"{run_folder} is at step {step} of {last}: --steps asks for more"
         )
@@ -120,5 +120,7 @@ def _change(config: dict[str, Any], changes: dict[str, Any]) -> None:
         config["num_images"] = None
     sections = {name: section for section in SECTIONS for name in _names(SECTIONS[section])}
     for name, value in changes.items():
+        if sections.get(name) == "dataset" and config["kind"] == "sequences":
+            raise click.UsageError(f"{name} is of images, the run is on sequences")
         section = config[sections[name]] if name in sections else config
         section[name] = value

@@ -19,10 +19,11 @@ if TYPE_CHECKING:
     from torch.utils.data import Dataset
 
     from ..models.image import ImageAutoregressive
+    from ..models.sequence_model import SequenceModel
 
 
+SPEECH_PARTS = {"speech": "train", "speech-test": "test"}  # sources, and the parts they are
 ORDERS = ("raster", "random", "masked")
-KINDS = ("images", "latents")  # of data
 TEACHER = "teacher"  # the folder of a distillation's teacher
 
 
@@ -48,15 +49,16 @@ def read_config(run_folder: Path) -> dict[str, Any]:
     defaults = dict(classes=None, accumulate=1, compile=False, hold_out=0.0, num_images=None)
     defaults |= dict(used_precision=config["precision"], teacher=None, order="raster")
     defaults |= dict(kind="images")
-    model = config["model"] | dict(model=dict(context_drop_prob=0.0) | config["model"]["model"])
+    model = config["model"]
+    if "model" in model:
+        model |= dict(model=dict(context_drop_prob=0.0) | model["model"])
     dataset = dict(labels_from_folders=False) | config["dataset"]
     config = defaults | config | dict(dataset=dataset, model=model)
     for name, kind in OPTIONAL_KEYS.items():
         if not isinstance(config[name], kind):
             raise click.ClickException(f"{file}: {name!r} must not be {config[name]!r}")
-    for name, choices in (("order", ORDERS), ("kind", KINDS)):
-        if config[name] not in choices:
-            raise click.ClickException(f"{file}: {name!r} must not be {config[name]!r}")
+    if config["order"] not in ORDERS:
+        raise click.ClickException(f"{file}: 'order' must not be {config['order']!r}")
     return config
 
 
@@ -74,9 +76,14 @@ OPTIONAL_KEYS = dict(
 KEYS = {
     (): dict(source=str, head=str, seed=int, workers=int, precision=str)
     | dict.fromkeys(("model", "dataset", "trainer"), dict),
-    ("model",): dict(image_size=(int, list), patch_size=(int, list), channels=int, model=dict),
     ("trainer",): dict(batch_size=int, learning_rate=float | int, lr_schedule=str),
 }
+# and that of a kind
+MODEL_KEYS = dict(
+    images=dict(image_size=(int, list), patch_size=(int, list), channels=int, model=dict),
+    sequences=dict(dim_input=int, max_seq_len=(int, list)),
+)
+MODEL_KEYS["latents"] = MODEL_KEYS["images"] | dict(autoencoder=str)
 
 
 def _check_config(file: Path, config: Any) -> None:
@@ -85,7 +92,10 @@ def _check_config(file: Path, config: Any) -> None:
 
     if not isinstance(config, dict):
         raise click.ClickException(f"{file} must hold keys and values, got {config!r}")
-    for section, keys in KEYS.items():
+    kind = config.get("kind", "images")
+    if kind not in MODEL_KEYS:
+        raise click.ClickException(f"{file}: 'kind' must not be {kind!r}")
+    for section, keys in (*KEYS.items(), (("model",), MODEL_KEYS[kind])):
         values = config
         for key in section:
             values = values[key]
@@ -114,10 +124,20 @@ def write_config(config: dict[str, Any], run_folder: Path) -> None:
     atomic_write_text(run_folder / "config.json", json.dumps(config, indent=2))
 
 
-def model_class(config: dict[str, Any]) -> type[ImageAutoregressive]:
+def model_class(config: dict[str, Any]) -> type[ImageAutoregressive] | type[SequenceModel]:
+    """The class of a run's model."""
     from ..models.presets import image_model_class
 
+    if config["kind"] == "sequences":
+        return sequence_model_class_of(config)
     return image_model_class(config["head"], config["order"])
+
+
+def sequence_model_class_of(config: dict[str, Any]) -> type[SequenceModel]:
+    """The class of its sequence model, which that of images holds."""
+    from ..models.presets import sequence_model_class
+
+    return sequence_model_class(config["head"], config["order"])
 
 
 def new_model(config: dict[str, Any], run_folder: Path) -> ImageAutoregressive:
@@ -164,7 +184,7 @@ def say_checkpoint(folder: Path) -> None:
 def dataset_of(
     config: dict[str, Any], source: str | None = None
 ) -> tuple[Dataset, list[str] | None]:
-    """The images of a run, or of another source, and the names of their classes if it has any."""
+    """The data of a run, or of another source, and the names of their classes if it has any."""
     from torch.utils.data import TensorDataset
 
     from ..data.digits import digits
@@ -173,6 +193,8 @@ def dataset_of(
 
     options, source = config["dataset"], source or config["source"]
     has_labels = options["labels_from_folders"]
+    if config["kind"] == "sequences":
+        return _sequences_of(source, options)
     with one_line_errors():
         if config["kind"] == "latents":
             dataset = LatentDataset(source)
@@ -189,11 +211,6 @@ def dataset_of(
         return dataset, dataset.classes if has_labels else None
 
 
-def has_latents(source: str) -> bool:
-    """Whether a source is a cache of `ardiff encode`."""
-    return (Path(source) / "cache.json").is_file()
-
-
 def images_of_cache(config: dict[str, Any]) -> dict[str, Any]:
     """The configuration of a run on latents, as of one on the images that they were made of."""
     from ..data.latents import read_cache
@@ -202,18 +219,45 @@ def images_of_cache(config: dict[str, Any]) -> dict[str, Any]:
         return config | dict(kind="images", source=read_cache(config["source"])["source"])
 
 
-def check_source(config: dict[str, Any]) -> None:
-    """Whether the images of a run are where they were."""
-    source = config["source"]
-    if source != "digits" and not Path(source).is_dir():
+def _sequences_of(source: str, options: dict[str, Any]) -> tuple[Dataset, list[str] | None]:
+    from ..data.sequence_folder import SequenceFolder
+    from ..data.speech import SPEAKERS, speech
+
+    with one_line_errors():
+        if source not in SPEECH_PARTS:
+            dataset = SequenceFolder(source, **options)
+            return dataset, dataset.classes
+        utterances, speakers = speech(SPEECH_PARTS[source])
+        if not options["labels_from_folders"]:
+            return utterances, None
+        return list(zip(utterances, speakers.tolist(), strict=True)), list(SPEAKERS)
+
+
+def is_built_in(source: str) -> bool:
+    return source == "digits" or source in SPEECH_PARTS
+
+
+def check_kind(config: dict[str, Any], command: str, *kinds: str) -> None:
+    """Whether a command works on runs of this kind of data."""
+    if config["kind"] not in kinds:
         raise click.ClickException(
-            f"folder {source} of the run's images does not exist: "
+            f"`ardiff {command}` is for runs on {' or '.join(kinds)}; this one is on "
+            f"{config['kind']}"
+        )
+
+
+def check_source(config: dict[str, Any]) -> None:
+    """Whether the data of a run are where they were."""
+    source = config["source"]
+    if not is_built_in(source) and not Path(source).is_dir():
+        raise click.ClickException(
+            f"folder {source} of the run's {config['kind']} does not exist: "
             "`ardiff resume RUN --source FOLDER` says where they are now"
         )
 
 
 def split(dataset: Dataset, config: dict[str, Any]) -> tuple[Dataset, Dataset | None]:
-    """The images that a run trains on, and those that it holds out, None for none."""
+    """The items that a run trains on, and those that it holds out, None for none."""
     import torch
     from torch.utils.data import Subset, random_split
 
@@ -228,14 +272,14 @@ def split(dataset: Dataset, config: dict[str, Any]) -> tuple[Dataset, Dataset | 
         places = [place_of.get(path) for path in sorted((*dataset.paths, *damaged))]
     if before not in (None, len(places)):
         raise click.ClickException(
-            f"{config['source']} holds {len(dataset)} images, {before} when the run was started: "
-            "other ones would be held out. "
+            f"{config['source']} holds {len(dataset)} {config['kind']}, {before} when the run was "
+            "started: other ones would be held out. "
             f"`ardiff resume --hold-out {hold_out:g}` holds out some anew"
         )
     count = math.ceil(hold_out * len(places))
     if count == len(places):
         raise click.ClickException(
-            f"--hold-out {hold_out} leaves none of {count} images to train on"
+            f"--hold-out {hold_out} leaves none of {count} {config['kind']} to train on"
         )
     generator = torch.Generator().manual_seed(0)  # not the run's: runs compare on the same images
     parts = random_split(places, (len(places) - count, count), generator)

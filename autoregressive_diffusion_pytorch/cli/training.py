@@ -11,18 +11,19 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from .options import in_options, one_line_errors
-from .run import new_model, split, write_config
+from .run import is_built_in, new_model, split, write_config
 
 if TYPE_CHECKING:
     from torch.utils.data import Dataset
 
     from ..models.image import ImageAutoregressive
     from ..training.image_trainer import ImageTrainer
+    from ..training.sequence_trainer import SequenceTrainer
 
 
 def check_apart(run_folder: Path, source: str, option: str = "--run") -> None:
-    """Whether a run lies outside its images."""
-    if source != "digits" and run_folder.resolve().is_relative_to(Path(source).resolve()):
+    """Whether a run lies outside its data."""
+    if not is_built_in(source) and run_folder.resolve().is_relative_to(Path(source).resolve()):
         raise click.ClickException(
             f"{run_folder} lies in {source}, its samples would be trained on: name another folder "
             f"with {option}"
@@ -65,8 +66,9 @@ def build_trainer(
     run_folder: Path,
     resume: bool | Literal["auto"] = False,
     model: ImageAutoregressive | None = None,
-) -> ImageTrainer:
+) -> ImageTrainer | SequenceTrainer:
     from ..training.image_trainer import ImageTrainer
+    from ..training.sequence_trainer import SequenceTrainer
     from ..utils.modes import best_precision
     from ..utils.rng import seed_process
 
@@ -77,7 +79,8 @@ def build_trainer(
     dataset, held_out = split(dataset, config)
     seed_process(config["seed"], rank=0)  # for the weights
     with one_line_errors((ValueError, TypeError, OSError)), _explained(run_folder):
-        trainer = ImageTrainer(
+        trainer_class = SequenceTrainer if config["kind"] == "sequences" else ImageTrainer
+        trainer = trainer_class(
             new_model(config, run_folder) if model is None else model,
             dataset=dataset,
             validation_dataset=held_out,
@@ -113,7 +116,7 @@ def _explained(run_folder: Path) -> Iterator[None]:
         raise
 
 
-def run_trainer(trainer: ImageTrainer, run_folder: Path) -> None:
+def run_trainer(trainer: ImageTrainer | SequenceTrainer, run_folder: Path) -> None:
     import torch
 
     from ..data.image_files import DamagedImageError
@@ -129,7 +132,7 @@ def run_trainer(trainer: ImageTrainer, run_folder: Path) -> None:
         return click.ClickException(f"{in_options(one_line(error))}\n{how}")
 
     go_on = f"ardiff resume {run_folder}"
-    tell(f"{len(trainer.dataset):,} images; the run is in {run_folder}", err=True)
+    tell(f"{len(trainer.dataset):,} {trainer.item}s; the run is in {run_folder}", err=True)
     try:
         trainer()
     except DamagedImageError as error:
@@ -144,11 +147,9 @@ def run_trainer(trainer: ImageTrainer, run_folder: Path) -> None:
     except TrainingStopped as stopped:
         tell(f"go on with: {go_on}", err=True)
         raise SystemExit(stopped.code) from stopped
-    grid = trainer.grids.path(trainer.step)
-    if grid.exists():
-        tell(grid)
-    tell(
-        f"more of them: ardiff sample {run_folder}; settings that draw better ones: "
-        f"ardiff tune {run_folder}",
-        err=True,
-    )
+    for drawn in trainer.samples.files(trainer.step):
+        if drawn.exists():
+            tell(drawn)
+    better = f"; settings that draw better ones: ardiff tune {run_folder}"
+    better = "" if trainer.item == "sequence" else better
+    tell(f"more of them: ardiff sample {run_folder}{better}", err=True)

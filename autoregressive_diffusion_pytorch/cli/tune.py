@@ -20,7 +20,7 @@ from .options import (
     run_argument,
     seed_option,
 )
-from .run import load_model, read_config
+from .run import check_kind, load_model, read_config
 
 
 @click.command(short_help="Find the settings that draw a model's best images.")
@@ -69,6 +69,7 @@ def tune(
     from ..utils.modes import best_precision
 
     config = read_config(run_folder)
+    check_kind(config, "tune", "images", "latents")
     folder, output = checkpoint_and_output(run_folder, checkpoint, None, "tune", ".json")
     if source is None and config["hold_out"] == 0:
         click.echo(

@@ -14,6 +14,8 @@ from torch.utils.data import Dataset, Subset
 from ..utils.validation import as_height_and_width, as_tensor
 from .image_files import fit_image
 
+LABEL_KEYS = ("label", "labels")
+
 
 class TrainingItems(Dataset):
     """Items of a dataset as dictionaries: `images` (c h w), and any `labels`, `cond`, `cond_mask`.
@@ -30,7 +32,6 @@ class TrainingItems(Dataset):
     """
 
     IMAGE_KEYS = ("image", "images", "img", "pixel_values")
-    LABEL_KEYS = ("label", "labels")
 
     def __init__(
         self,
@@ -50,7 +51,7 @@ class TrainingItems(Dataset):
     def __getitem__(self, index: int) -> dict[str, Any]:
         item = self.dataset[index]
         if isinstance(item, Mapping):
-            names = dict(images=self.IMAGE_KEYS, labels=self.LABEL_KEYS)
+            names = dict(images=self.IMAGE_KEYS, labels=LABEL_KEYS)
             names |= {name: (name,) for name in ("cond", "cond_mask")}
             parts = {}
             for name, keys in names.items():
@@ -110,12 +111,16 @@ class TrainingItems(Dataset):
     @property
     def classes(self) -> list[str] | None:
         """The names of the labels, where a torchvision or Hugging Face dataset knows them."""
-        dataset = self.dataset
-        while isinstance(dataset, Subset):
-            dataset = dataset.dataset
-        classes = getattr(dataset, "classes", None)
-        features = getattr(dataset, "features", None)
-        if isinstance(features, Mapping):
-            found = (getattr(features.get(key), "names", None) for key in self.LABEL_KEYS)
-            classes = next((names for names in found if names is not None), None)
-        return list(map(str, classes)) if isinstance(classes, (list, tuple)) else None
+        return class_names(self.dataset)
+
+
+def class_names(dataset: Dataset) -> list[str] | None:
+    """The names of a dataset's labels, where it knows them as torchvision or Hugging Face do."""
+    while isinstance(dataset, Subset):
+        dataset = dataset.dataset
+    classes = getattr(dataset, "classes", None)
+    features = getattr(dataset, "features", None)
+    if isinstance(features, Mapping):
+        found = (getattr(features.get(key), "names", None) for key in LABEL_KEYS)
+        classes = next((names for names in found if names is not None), None)
+    return list(map(str, classes)) if isinstance(classes, (list, tuple)) else None

@@ -21,6 +21,8 @@ from ..utils.rng import generator_for, preserved_rng, seed_cpu
 # of a DataLoader: what decides which items make a batch
 BATCH_ARGUMENTS = {"batch_size", "shuffle", "sampler", "batch_sampler", "drop_last"}
 
+BUCKET = 8  # batches of items at random that are sorted by length
+
 # Before 3.10.15, 3.11.10 and 3.12 a process that CPython forks waits for ever for its lock of all
 # thread states, if another thread holds it at that moment (python/cpython#112275).
 FORKS_WITH_LOCKS = sys.version_info < (3, 10, 15) or (3, 11) <= sys.version_info < (3, 11, 10)
@@ -34,10 +36,11 @@ def endless_batches(
     start: int,
     process_index: int,
     num_processes: int,
+    lengths: Sequence[int] | None = None,
     **dataloader_kwargs,
 ) -> Generator[dict[str, Tensor], None, None]:
     """A process's batches after `start` items, in the order of `EndlessShuffle`; to be closed."""
-    share = dict(process_index=process_index, num_processes=num_processes)
+    share = dict(process_index=process_index, num_processes=num_processes, lengths=lengths)
     order = EndlessShuffle(len(items), batch_size, seed=seed, start=start, **share)
     return _read(items, dataloader_kwargs, batch_sampler=order)
 
@@ -143,6 +146,8 @@ class EndlessShuffle(Sampler[list[tuple[int, int]]]):
         seed: of the order, and of the items' seeds.
         start: items that all processes together have read.
         process_index, num_processes: which of how many processes this is.
+        lengths: of the items: batches are then of items of similar lengths (buckets), as far as
+            each `BUCKET` batches of the random order give them.
     """
 
     def __init__(
@@ -154,7 +159,9 @@ class EndlessShuffle(Sampler[list[tuple[int, int]]]):
         start: int = 0,
         process_index: int = 0,
         num_processes: int = 1,
+        lengths: Sequence[int] | None = None,
     ):
+        self.lengths = None if lengths is None else torch.as_tensor(lengths)
         self.num_items = num_items
         self.batch_size = batch_size
         self.seed = seed
@@ -178,5 +185,19 @@ class EndlessShuffle(Sampler[list[tuple[int, int]]]):
         """The items of an epoch in their order, each with its seed, (n 2)."""
         generator = generator_for(self.seed, epoch)
         order = torch.randperm(self.num_items, generator=generator)
+        if self.lengths is not None:
+            order = self._bucketed(order, epoch, generator)
         seeds = torch.randint(2**62, (self.num_items,), generator=generator)
         return torch.stack((order, seeds), dim=1)
+
+    def _bucketed(self, order: Tensor, epoch: int, generator: torch.Generator) -> Tensor:
+        """The same items, those of each batch of similar lengths; batches in random order."""
+        # an epoch begins within the last batch of the one before
+        begun = -epoch * self.num_items % self.stride
+        parts = [order[:begun]]
+        for window in order[begun:].split(BUCKET * self.stride):
+            batches = window[self.lengths[window].argsort(stable=True)].split(self.stride)
+            # the last one may be short
+            shuffled = torch.randperm(len(window) // self.stride, generator=generator).tolist()
+            parts += [batches[i] for i in shuffled] + list(batches[len(shuffled) :])
+        return torch.cat(parts)

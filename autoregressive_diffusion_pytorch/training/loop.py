@@ -6,7 +6,7 @@ import logging
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -116,6 +116,7 @@ class TrainingLoop:
     optimizer: AcceleratedOptimizer
     ema: EMA
     dataset: Dataset
+    lengths: Sequence[int] | None = None  # of the items, for batches of similar ones
     config: dict | None  # of the model
     parts: list[Part]
     dataloader_kwargs: dict
@@ -171,6 +172,7 @@ class TrainingLoop:
             start=self.items_seen,
             process_index=self.accelerator.process_index,
             num_processes=self.accelerator.num_processes,
+            lengths=self.lengths,
             **self.dataloader_kwargs,
         )
         total = dict(total=self.num_train_steps, initial=self.step)
@@ -290,6 +292,11 @@ class TrainingLoop:
 
     def loss(self, model: Module, batch: dict[str, Tensor]) -> Tensor:
         return self.call(model, batch)
+
+    def validation_sums(self, model: Module, batch: dict[str, Tensor]) -> tuple[Tensor, float]:
+        """The sum of the validation losses of a batch, and of how many: their mean is logged."""
+        size = len(next(iter(batch.values())))
+        return size * self.loss(model, batch).float(), size
 
     @contextmanager
     def averaged_model(self) -> Iterator[Module]:

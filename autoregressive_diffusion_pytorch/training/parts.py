@@ -69,12 +69,12 @@ class Validation(Part):
         return total / count
 
     def _sums(self, trainer: TrainingLoop, model: Module, batches: Iterator) -> Tensor:
-        """The sum of the losses of this process's items, and their number."""
+        """The sum of the losses of this process's items, and of how many."""
         total, count = torch.zeros((), device=trainer.accelerator.device), 0
         for batch in batches:
-            size = len(next(iter(batch.values())))
             with trainer.accelerator.autocast():
-                total += size * trainer.loss(model, trainer.to_device(batch)).float()
+                loss, size = trainer.validation_sums(model, trainer.to_device(batch))
+            total += loss
             count += size
         return torch.stack((total, torch.full_like(total, count)))
 

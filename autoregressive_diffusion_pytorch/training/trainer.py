@@ -266,8 +266,9 @@ class Trainer(TrainingLoop):
         self.unwrapped_model = inner
         if self.accelerator.is_fsdp2:
             average = fsdp2_prepare_model(self.accelerator, average)
-            if hasattr(average, "sample"):
-                register_fsdp_forward_method(average, "sample")
+            for name in ("sample", "log_prob"):
+                if hasattr(average, name):
+                    register_fsdp_forward_method(average, name)
         # the counters of the average stay on the CPU, where reading them costs nothing
         average = average.to(self.accelerator.device)
         self.ema = make_average(inner, average, ema_kwargs)

@@ -545,7 +545,7 @@ def test_the_share_of_conditions_left_out_while_training(model_class, cond_drop_
 
 @models
 def test_context_dropout_replaces_z_of_a_share_of_the_tokens(model_class, monkeypatch):
-    model = small_model(model_class, context_drop_prob=0.3)
+    model = small_model(model_class, context_drop_prob=0.3, normalize=False)
     seq, seen = torch.randn(400, 6, 4), []
     head = model.head.forward
     monkeypatch.setattr(
@@ -727,7 +727,7 @@ def test_padding_changes_neither_loss_nor_gradients(model_class, decoder_kwargs)
 
 @models
 def test_losses_of_padded_sequences_are_those_of_their_tokens(model_class):
-    model = small_model(model_class)
+    model = small_model(model_class, normalize=False)
     seq, lens = torch.randn(3, 6, 4), torch.tensor([6, 1, 3])
     torch.manual_seed(1)
     losses = model(seq, lens=lens, noised_seq=seq + 1, loss_reduction="none")

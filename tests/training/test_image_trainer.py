@@ -144,7 +144,8 @@ def listen(trainer):
 
 
 def layout_of(trainer):
-    return trainer.grids.layout(trainer)
+    grids = trainer.samples
+    return grids.conditions(trainer), grids.columns, grids.row_names
 
 
 def test_labels_come_to_the_model_and_a_row_a_class_to_the_grids(tmp_path, monkeypatch):

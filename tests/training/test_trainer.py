@@ -473,8 +473,12 @@ def test_a_model_is_told_how_far_its_training_is(tmp_path):
 
 def test_the_scale_of_sequences_is_measured_too(tmp_path):
     trainer = sequence_trainer(tmp_path)
-    std = torch.stack([item["seq"] for item in sequences()]).std()
-    torch.testing.assert_close(trainer.unwrapped_model.head.sigma_data, std)
+    tokens = torch.cat([item["seq"] for item in sequences()])
+    std, mean = torch.std_mean(tokens, dim=0)
+    model = trainer.unwrapped_model
+    torch.testing.assert_close(model.normalization.scale, std)
+    torch.testing.assert_close(model.normalization.mean, mean)
+    torch.testing.assert_close(model.head.sigma_data, ((tokens - mean) / std).std())
 
 
 class Counter(Part):
