@@ -50,10 +50,12 @@ setup(
         "check": ["simplejpeg>=1.7"],
         "demo": ["scikit-learn>=1.3"],
         "docs": ["mkdocs-material>=9", "mkdocstrings[python]>=0.26"],
+        "latents": ["diffusers>=0.33"],
         "eval": ["matplotlib>=3.6", "torch-fidelity>=0.4", "torchdiffeq>=0.2.5"],
         "test": [
             "build",
             "datasets>=3.0",
+            "diffusers>=0.33",
             "matplotlib>=3.6",
             "pytest>=8.0",
             "pytest-xdist>=3.2",

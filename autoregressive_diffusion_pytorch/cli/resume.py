@@ -74,10 +74,6 @@ def resume(run_folder: Path, source: str | None, minutes: float | None, **change
     """
     config = read_config(run_folder)
     changes = {name: value for name, value in changes.items() if value is not None}
-    if config["kind"] == "latents" and changes.keys() & set(_names(DATASET_OPTIONS)):
-        raise click.UsageError(
-            f"{config['source']} was encoded already: images are read as they were then"
-        )
     if source is not None:
         config["source"] = source if is_built_in(source) else str(Path(source).resolve())
     _change(config, changes)
@@ -120,7 +116,7 @@ def _change(config: dict[str, Any], changes: dict[str, Any]) -> None:
         config["num_images"] = None
     sections = {name: section for section in SECTIONS for name in _names(SECTIONS[section])}
     for name, value in changes.items():
-        if sections.get(name) == "dataset" and config["kind"] == "sequences":
-            raise click.UsageError(f"{name} is of images, the run is on sequences")
+        if sections.get(name) == "dataset" and config["kind"] != "images":
+            raise click.UsageError(f"{name} is of images, the run is on {config['kind']}")
         section = config[sections[name]] if name in sections else config
         section[name] = value

@@ -88,7 +88,7 @@ def test_a_run_on_latents(call, folder, run, autoencoder, tmp_path):
         assert "nats per dim. of latents" in succeeded(report).output
     message = failed(call("evaluate", run, "--surprise", image, "--label", "a"))
     assert "a model of latents has no density of images" in message
-    assert "was encoded already" in failed(call("resume", run, "--steps", 4, "--flip"))
+    assert "the run is on latents" in failed(call("resume", run, "--steps", 4, "--flip"))
 
 
 def test_a_run_on_latents_is_exported_and_distilled(call, run, tmp_path):
@@ -116,7 +116,8 @@ def test_any_region_is_filled(call, cache, folder):
 
 
 def test_options_that_the_cache_decides_are_refused(call, cache, folder, autoencoder):
-    assert "leave out --flip" in failed(call("train", cache, *TINY, "--flip"))
+    message = failed(call("train", cache, *TINY, "--flip"))
+    assert "--flip is of images, SOURCE holds latents" in message
     succeeded(call("encode", folder, "--autoencoder", autoencoder, "--output", "plain"))
     assert "holds no labels" in failed(call("train", "plain", *TINY, "--labels"))
 
