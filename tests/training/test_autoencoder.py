@@ -102,7 +102,7 @@ def test_a_resumed_training_ends_with_the_same_weights(tmp_path):
 
 
 def test_it_learns(tmp_path):
-    trainer = trainer_in(tmp_path, num_train_steps=60, learning_rate=1e-2, log_with=None)
+    trainer = trainer_in(tmp_path, num_train_steps=30, learning_rate=1e-2, log_with=None)
     before = psnr(images(), reconstruct(trainer.ema.ema_model.autoencoder, images())).mean()
     trainer()
     after = psnr(images(), reconstruct(trainer.ema.ema_model.autoencoder, images())).mean()
