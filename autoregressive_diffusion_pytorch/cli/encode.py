@@ -71,7 +71,7 @@ def encode(
 
     Stopped at any moment and called again, it goes on, and ends with the same files.
     """
-    from accelerate import Accelerator
+    from accelerate import PartialState
 
     from ..data.image_files import DamagedImageError
     from ..data.latents import write_cache
@@ -82,7 +82,7 @@ def encode(
     check_apart(output, source, "--output")
     if Path(autoencoder).is_dir():
         autoencoder = str(Path(autoencoder).resolve())
-    device = Accelerator().device
+    device = PartialState().device
     with one_line_errors():
         model = FrozenAutoencoder(autoencoder)
         size = image_size or model.config.get("sample_size")

@@ -163,7 +163,8 @@ def _encoded(batch: dict[str, Tensor], encode: Encode, flip: str) -> dict[str, T
 
 
 def _write_shard(folder: Path, number: int, batches: list[dict[str, Tensor]]) -> dict[str, Any]:
-    tensors = {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}
+    names = batches[0]
+    tensors = {name: torch.cat([b[name] for b in batches]).contiguous() for name in names}
     for name, tensor in tensors.items():
         if not tensor.isfinite().all():
             raise ValueError(f"{name} of the latents holds values that float16 cannot hold")

@@ -22,7 +22,7 @@ def cache(call, folder, autoencoder):
 
 @pytest.fixture
 def run(call, cache):
-    succeeded(call("train", cache, *TINY, "--hold-out", 0.2, "--run", "run"))
+    succeeded(call("train", cache, *TINY, "--hold-out", 0.5, "--run", "run"))
     return "run"
 
 
