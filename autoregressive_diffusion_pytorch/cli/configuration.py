@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -140,6 +141,7 @@ def configuration(source: str, kind: str, options: dict[str, Any]) -> dict[str, 
 
 def fit_to_data(config: dict[str, Any], dataset: Dataset, classes: list[str] | None) -> None:
     """Completes a configuration by what the dataset says."""
+    from ..data.sequence_files import SequenceFormat
     from ..data.sequences import SequenceItems
 
     model = config["model"]
@@ -148,6 +150,9 @@ def fit_to_data(config: dict[str, Any], dataset: Dataset, classes: list[str] | N
         model["autoencoder"] = dataset.facts["autoencoder"]
     if config["kind"] != "sequences":
         return
+    # how sequences are kept in files, for samples
+    kept = getattr(dataset, "format", SequenceFormat(".npy"))
+    config["format"] = asdict(kept)
     items = SequenceItems(dataset)
     lengths = items.lengths()
     longest = max(lengths)

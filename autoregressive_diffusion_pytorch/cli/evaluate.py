@@ -10,7 +10,7 @@ import click
 from click.core import ParameterSource
 
 from ..utils.files import atomic_write_text, check_file
-from .measuring import checkpoint_and_output, feature_network, images_of
+from .measuring import checkpoint_and_output, data_of, feature_network
 from .options import (
     COUNT,
     FACTOR,
@@ -28,6 +28,7 @@ from .run import label_of, load_model, read_config
 
 CURVE = (4, 8, 16, 32, 64)  # NFE per token
 SAMPLING = ("guidance_scale", "context_guidance", "temperature", "solver", "num_steps")
+LIKELIHOOD = ("divergence", "num_probes", "tolerance")
 # of which the report tells the model's own
 SETTINGS = ("guidance_schedule", "guidance_interval", "guidance_target", "num_iterations")
 
@@ -87,10 +88,15 @@ def evaluate(
     folder per class.
 
     Without SOURCE it takes the images that RUN held out (`ardiff train --hold-out`).
+
+    Of a RUN on sequences: nats per token, and statistics of drawn sequences beside those of SOURCE,
+    a folder of sequences or the word "speech-test".
     """
     config = read_config(run_folder)
-    if surprise is not None:
-        _check_useful("checkpoint", "tolerance", "seed", "output", "surprise", "name")
+    if config["kind"] == "sequences":
+        _report_on_sequences(run_folder, config, source, options)
+    elif surprise is not None:
+        _check_useful("--surprise", "checkpoint", "tolerance", "seed", "output", "surprise", "name")
         _map_surprise(run_folder, config, surprise, name, options)
     elif name is not None:
         raise click.UsageError("--label is for --surprise: SOURCE has a folder for each class")
@@ -98,8 +104,8 @@ def evaluate(
         _report(run_folder, config, source, **options)
 
 
-def _check_useful(*useful: str) -> None:
-    """Whether all options that were typed are useful with --surprise."""
+def _check_useful(what: str, *useful: str) -> None:
+    """Whether all options that were typed are useful with --surprise, or a run on sequences."""
     context = click.get_current_context()
     typed = [
         "SOURCE" if parameter.name == "source" else parameter.opts[0]
@@ -108,7 +114,7 @@ def _check_useful(*useful: str) -> None:
         and context.get_parameter_source(parameter.name) is not ParameterSource.DEFAULT
     ]
     if typed:
-        raise click.UsageError(f"--surprise has no use for {', '.join(typed)}")
+        raise click.UsageError(f"{what} has no use for {', '.join(typed)}")
 
 
 def _report(
@@ -135,7 +141,7 @@ def _report(
         if curve:
             need_matplotlib()
             check_file("--curve", output.with_suffix(".png"))
-        dataset = images_of(config, source, images)
+        dataset = data_of(config, source, images)
         model, accelerator = load_model(config, folder)
         given = {name: options[name] for name in SAMPLING}
         # the report tells the model's own where nothing was asked for
@@ -173,6 +179,24 @@ def _report(
     if curve:
         plot_curve(report, output.with_suffix(".png"))
         click.echo(output.with_suffix(".png"))
+
+
+def _report_on_sequences(
+    run_folder: Path, config: dict[str, Any], source: str | None, options: dict[str, Any]
+) -> None:
+    from .sequences import report_on_sequences
+
+    names = ("checkpoint", "count", "batch_size", "seed", "output")
+    asked = {name: options[name] for name in SAMPLING if options[name] is not None}
+    _check_useful("a run on sequences", "source", *names, *SAMPLING, *LIKELIHOOD)
+    report_on_sequences(
+        run_folder,
+        config,
+        source,
+        **{name: options[name] for name in names},
+        sample_kwargs=asked,
+        solver_kwargs=_solver_kwargs(options),
+    )
 
 
 def _solver_kwargs(options: dict[str, Any]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from .options import FILE, option, run_argument
+from .run import check_kind
 from .sampling import SamplingRun, sampling_options
 
 if TYPE_CHECKING:
@@ -61,8 +62,9 @@ def fill(
     """
     if [mask_file, box, extend].count(None) != 2:
         raise click.UsageError("one of --mask, --box and --extend is needed, to mark the region")
-    output = f"fill.{image_file.stem}.{options['seed']}.png"
+    output = f"fill.{image_file.stem}.{options['seed']}"
     run = SamplingRun(run_folder, output, **options)
+    check_kind(run.config, "fill", "images", "latents")
     if not run.model.model.draws_any_order:
         raise click.ClickException(
             f"{run_folder} draws in raster order: `ardiff complete` draws what lies below some "

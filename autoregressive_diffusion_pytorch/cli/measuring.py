@@ -8,7 +8,15 @@ from typing import Any
 
 import click
 
-from .run import check_source, checkpoint_of, dataset_of, images_of_cache, output_file, split
+from .run import (
+    check_source,
+    checkpoint_of,
+    dataset_of,
+    images_of_cache,
+    is_built_in,
+    output_file,
+    split,
+)
 
 
 def checkpoint_and_output(
@@ -25,8 +33,8 @@ def checkpoint_and_output(
     return folder, output_file(run_folder, output, default, ending)
 
 
-def images_of(config: dict[str, Any], source: str | None, count: int | None):
-    """The images to measure on, by default those held out; labelled as the run labels them."""
+def data_of(config: dict[str, Any], source: str | None, count: int | None):
+    """What to measure on, by default what was held out; labelled as the run labels it."""
     from torch.utils.data import Subset
 
     source_of_run = source is None
@@ -36,20 +44,22 @@ def images_of(config: dict[str, Any], source: str | None, count: int | None):
     source = config["source"] if source is None else source
     if source == config["source"]:
         check_source(config)
-    plain = dict(config["dataset"], augment_horizontal_flip=False)
-    dataset, classes = dataset_of(config | dict(dataset=plain), source)
+    dataset, classes = dataset_of(config, source)
+    if hasattr(dataset, "without_augmentation"):
+        dataset = dataset.without_augmentation()
     unknown = [name for name in classes or [] if name not in config["classes"]]
     if unknown:
         raise click.ClickException(
             f"{source} has classes that the run does not know: {', '.join(unknown)}"
         )
-    if classes is not None and source != "digits":
+    if classes is not None and not is_built_in(source):
         dataset.class_to_idx = {name: i for i, name in enumerate(config["classes"])}
     if source_of_run:
         _, dataset = split(dataset, config)
         if dataset is None:
             raise click.ClickException(
-                "the run held out no images: name a folder of images that it was not trained on"
+                f"the run held out no {config['kind']}: name a folder of some that it was not "
+                "trained on"
             )
     if count is None or count >= len(dataset):
         return dataset

@@ -96,6 +96,8 @@ PHRASES = {
     r"num_classes makes one with them": "--labels makes one with them",
     r"the model was made with num_classes = \d+": "the run was trained with --labels",
     r"a\s+context_drop_prob above 0": "context dropout",
+    r"frame, the number of samples": "--frame, the number of samples",
+    r"a model that is made with predict_end = True": "a run that was trained with --ends",
 }
 NAMES = dict(
     num_workers="--workers",

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from .options import COUNT, FACTOR, POSITIVE, add_options, option, run_argument
+from .options import COUNT, FACTOR, POSITIVE, add_options, in_options, option, run_argument
 from .run import check_source, dataset_of, is_built_in, listed, read_config, write_config
 from .training import build_trainer, check_apart, run_trainer
 
@@ -117,6 +117,7 @@ def _change(config: dict[str, Any], changes: dict[str, Any]) -> None:
     sections = {name: section for section in SECTIONS for name in _names(SECTIONS[section])}
     for name, value in changes.items():
         if sections.get(name) == "dataset" and config["kind"] != "images":
-            raise click.UsageError(f"{name} is of images, the run is on {config['kind']}")
+            message = f"{name} is of images, the run is on {config['kind']}"
+            raise click.UsageError(in_options(message))
         section = config[sections[name]] if name in sections else config
         section[name] = value

@@ -25,11 +25,12 @@ from .run import checkpoint_of, label_of, load_model, output_file, read_config
 if TYPE_CHECKING:
     from torch import Tensor
 
+LENGTHS = ("min_seq_len", "seq_len")
 TUNED = "[default: what `ardiff tune` wrote, else"
 
 
 def sampling_options(default_count: int, counted: str):
-    """The options of the commands that draw images, named as the arguments of `sample`."""
+    """The options of the commands that draw, named as the arguments of `sample`."""
     return add_options(
         option("--count", COUNT, counted, default=default_count),
         option(
@@ -42,8 +43,8 @@ def sampling_options(default_count: int, counted: str):
         option(
             "--output",
             OUTPUT,
-            "File of the grid. [default: one in the run's samples/, or here if that cannot be "
-            "written, named after the seed]",
+            "File of the grid, or folder of sequences. [default: one in the run's samples/, or "
+            "here if that cannot be written, named after the seed]",
         ),
         option("--files", OUTPUT, "Also write each image as a file into this folder."),
         checkpoint_option,
@@ -109,8 +110,20 @@ def sampling_options(default_count: int, counted: str):
             f"{TUNED} one token each, of a masked run 8 or more passes]",
             "num_iterations",
         ),
+        option(
+            "--min-length",
+            COUNT,
+            "Least number of tokens, of a run that learned where sequences end.",
+            "min_seq_len",
+        ),
+        option("--max-length", COUNT, "Most tokens of a sequence.", "seq_len"),
+        option(
+            "--end-threshold",
+            click.FloatRange(0, 1),
+            "Of such a run: end where that is more probable than this; by default ends are drawn.",
+        ),
         option("--temperature", FACTOR, f"Below 1 for less variety. {TUNED} 1]"),
-        option("--batch-size", COUNT, "Images drawn at a time.", default=64),
+        option("--batch-size", COUNT, "Images, or sequences, drawn at a time.", default=64),
         option(
             "--precision",
             click.Choice(["auto", "no", "bf16"]),
@@ -144,9 +157,21 @@ class SamplingRun:
         from ..models.settings import GuidanceSchedule
         from ..utils.modes import best_precision
 
-        config = read_config(run_folder)
+        self.config = config = read_config(run_folder)
+        self.is_sequences = config["kind"] == "sequences"
         folder = checkpoint_of(run_folder, checkpoint)
-        self.output = output_file(run_folder, output, f"samples/{default_output}", ".png")
+        if self.is_sequences:
+            if files is not None:
+                raise click.UsageError("--files is of images: sequences are files anyway")
+            self.output = output or run_folder / "samples" / default_output
+            with one_line_errors((OSError,)):
+                check_folder("--output", self.output)
+        else:
+            default_output = f"samples/{default_output}.png"
+            self.output = output_file(run_folder, output, default_output, ".png")
+            for name in LENGTHS:
+                if sample_kwargs.pop(name) is not None:
+                    raise click.UsageError(f"{name} is of sequences, RUN draws images")
         if files is not None:
             with one_line_errors((OSError,)):
                 check_folder("--files", files)

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from ..utils.files import atomic_write_text, check_folder
-from .measuring import checkpoint_and_output, feature_network, images_of
+from .measuring import checkpoint_and_output, data_of, feature_network
 from .options import (
     COUNT,
     checkpoint_option,
@@ -79,7 +79,7 @@ def tune(
     with one_line_errors():
         if not dry_run:
             _check_settings_folder(run_folder)
-        dataset = images_of(config, source, images or 2000)
+        dataset = data_of(config, source, images or 2000)
         model, accelerator = load_model(config, folder)
         tuning = tune(
             model,

@@ -6,9 +6,11 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
+from torch.nn import Module
 from torch.utils.data import Dataset
 
 from ..models.image import ImageAutoregressive
+from ..models.sequence_model import SequenceModel
 from ..utils.distributed import map_over_processes
 from ..utils.modes import in_precision
 from ..utils.rng import generator_for
@@ -47,6 +49,33 @@ def draw_images(
     return torch.cat(map_over_processes(draw, range(0, len(indices), batch_size)))
 
 
+def draw_sequences(
+    model: SequenceModel,
+    count: int,
+    *,
+    batch_size: int,
+    seed: int,
+    labels: Tensor | None = None,
+    only: Sequence[int] | None = None,
+    progress: bool = False,
+    **kwargs,
+) -> list[Tensor]:
+    """As `draw_images`, sequences (n d) without padding; `progress` counts batches."""
+    model = in_precision(model, kwargs.get("precision") or "no")
+    indices = range(count) if only is None else only
+
+    def draw(start: int) -> list[Tensor]:
+        batch = indices[start : start + batch_size]
+        drawn = _draw(model, batch, seed=seed, labels=labels, **kwargs)
+        seq, lens = drawn if isinstance(drawn, tuple) else (drawn, None)
+        lens = [seq.shape[1]] * len(seq) if lens is None else lens.tolist()
+        return [one[:length] for one, length in zip(seq.cpu(), lens, strict=True)]
+
+    name = "sequences" if progress else None
+    batches = map_over_processes(draw, range(0, len(indices), batch_size), name)
+    return [seq for batch in batches for seq in batch]
+
+
 def draw_batch(
     model: ImageAutoregressive,
     indices: Sequence[int],
@@ -56,13 +85,19 @@ def draw_batch(
     **kwargs,
 ) -> Tensor:
     """The images of `draw_images` with these numbers, on the CPU."""
+    return _draw(model, indices, seed=seed, labels=labels, **kwargs).cpu()
+
+
+def _draw(
+    model: Module, indices: Sequence[int], *, seed: int, labels: Tensor | None, **kwargs
+) -> Tensor | tuple[Tensor, Tensor]:
     device = next(model.parameters()).device
     keys = [(i,) for i in indices]
     if labels is not None:
         keys = [(int(labels[i]), int((labels[:i] == labels[i]).sum())) for i in indices]
         labels = labels[torch.tensor(indices)]
     generators = [generator_for(seed, *key, device=device) for key in keys]
-    return model.sample(len(keys), labels=labels, generator=generators, **kwargs).cpu()
+    return model.sample(len(keys), labels=labels, generator=generators, **kwargs)
 
 
 def dataset_batch(dataset: Dataset, indices: Sequence[int]) -> tuple[Tensor, Tensor | None]:

@@ -144,6 +144,7 @@ class SequenceModel(ScoringMixin, Module, Pretrained, GenerationMixin):
 
     def measure(self, seq: Tensor, *, lens=None, mask: Tensor | None = None, **_) -> None:
         """Measures the scale of tokens on sequences, given as in `forward`."""
+        self.check_tokens("seq", seq)
         mask = as_token_mask(seq, lens, mask)
         tokens = seq.flatten(0, 1) if mask is None else seq[mask]
         self.normalization.measure(tokens)
