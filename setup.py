@@ -47,12 +47,14 @@ setup(
         "x-transformers>=2.31",
     ],
     extras_require={
+        "audio": ["soundfile>=0.12"],
         "check": ["simplejpeg>=1.7"],
-        "demo": ["scikit-learn>=1.3"],
+        "demo": ["aeon>=1.0", "matplotlib>=3.6", "scikit-learn>=1.3"],
         "docs": ["mkdocs-material>=9", "mkdocstrings[python]>=0.26"],
         "latents": ["diffusers>=0.33"],
         "eval": ["matplotlib>=3.6", "torch-fidelity>=0.4", "torchdiffeq>=0.2.5"],
         "test": [
+            "aeon>=1.0",
             "build",
             "datasets>=3.0",
             "diffusers>=0.33",
@@ -63,6 +65,7 @@ setup(
             "scikit-learn>=1.3",
             "setuptools>=77",
             "simplejpeg>=1.7",
+            "soundfile>=0.12",
             "torch-fidelity>=0.4",
             "torchdiffeq>=0.2.5",
             "wheel",

@@ -49,6 +49,7 @@ ONLY = dict(
     images={*IMAGES, *DATASET} - {"labels_from_folders"},
     sequences={"frame", "max_length", "predict_end", "dropout"},
 )
+NUM_RECENT = 3  # tokens that a model of sequences reads by a linear map
 MARGIN = 1.25  # how much longer than the longest known sequence a sample may be
 TRAINER = (
     *("num_train_steps", "num_epochs", "max_minutes", "batch_size"),
@@ -134,7 +135,7 @@ def configuration(source: str, kind: str, options: dict[str, Any]) -> dict[str, 
     config["model"] = model | (regularized if dropout else {})
     config["model"] |= dict(num_classes=None)
     if options["order"] == "raster":
-        config["model"] |= dict(predict_end=options["predict_end"])
+        config["model"] |= dict(predict_end=options["predict_end"], num_recent=NUM_RECENT)
     config["dataset"] = section(SEQUENCE_DATASET)
     return config
 

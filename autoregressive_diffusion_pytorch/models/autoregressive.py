@@ -6,6 +6,7 @@ of p(x_i | z_i), z_i = f(x_1 … x_{i-1}) (their eq. 3 for one token at a time).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -13,11 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-from ..utils.validation import check_choice
+from ..utils.validation import check_choice, check_int
 from .backbone import Backbone
 from .ends import EndHead
 from .orders import NAMES, Order, OrderLike, check_order, orders_of
-from .positions import AxialPositions, Neighbours, positions_of
+from .positions import AxialPositions, Neighbours, Recent, positions_of
 from .readings import RandomReading, RasterReading, Reading, take
 from .sequence_model import SequenceModel
 
@@ -36,6 +37,8 @@ class Autoregressive(SequenceModel):
         predict_end: learn where sequences end, in raster order. `sample` then draws sequences of
             different lengths, and `log_prob` has the log-probability of going on or ending after
             each token; after `max_seq_len` tokens a sequence ends.
+        num_recent: how many of the last tokens, in raster order, z reads by a linear map beside the
+            transformer: helps with few data, of which much is linear prediction.
         kwargs: as of `SequenceModel`; `decoder_kwargs` are those of the x-transformers `Decoder`.
     """
 
@@ -48,6 +51,7 @@ class Autoregressive(SequenceModel):
         order: Literal["raster", "random"] = "raster",
         anneal_to_raster: tuple[float, float] | None = None,
         predict_end: bool = False,
+        num_recent: int = 0,
         **kwargs: Any,
     ):
         check_choice("order", order, NAMES)
@@ -55,6 +59,9 @@ class Autoregressive(SequenceModel):
             _check_annealing(anneal_to_raster, order)
         if predict_end and order != "raster":
             raise ValueError(f'predict_end needs order="raster", got order={order!r}')
+        check_int("num_recent", num_recent, 0, math.inf)
+        if num_recent and order != "raster":
+            raise ValueError(f'num_recent needs order="raster", got order={order!r}')
         super().__init__(dim, **kwargs)
         self.order = order
         if self.draws_any_order:
@@ -67,6 +74,7 @@ class Autoregressive(SequenceModel):
         self.anneal_to_raster = anneal_to_raster
         if predict_end:
             self.end_head = EndHead(dim)
+        self.recent = Recent(self.dim_input, dim, num_recent) if num_recent else None
 
     def set_progress(self, share: float) -> None:
         if self.anneal_to_raster is not None:
@@ -125,7 +133,9 @@ class Autoregressive(SequenceModel):
         condition = self.embed_conditions(len(seq), **given)
         start = self.start(len(seq))
         if order is None:
-            return self.backbone(torch.cat((start, self.embed(seq[:, :-1])), dim=1), **condition)
+            embeds = torch.cat((start, self.embed(seq[:, :-1])), dim=1)
+            z = self.backbone(embeds, **condition)
+            return z if self.recent is None else z + self.recent(seq)
         before = order[:, :-1]
         rank = order.argsort(dim=1)
         embeds = self.embed(take(seq, before)) + self.own_positions(before)

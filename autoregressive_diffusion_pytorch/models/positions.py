@@ -78,6 +78,34 @@ class Neighbours(Module):
         return self.proj(found.flatten(2).to(self.proj.weight.dtype))
 
 
+class Recent(Module):
+    """A linear map of the last tokens before each position, zeros before the first one.
+
+    What a linear autoregressive process reads. A transformer takes long to learn it from few data.
+
+    Args:
+        dim_token: width of a token.
+        dim: width of the result.
+        count: of tokens.
+    """
+
+    def __init__(self, dim_token: int, dim: int, count: int):
+        super().__init__()
+        self.count = count
+        self.proj = nn.Linear(count * dim_token, dim, bias=False)
+
+    def forward(self, seq: Tensor) -> Tensor:
+        """The result at each position of sequences (b n d): (b n dim)."""
+        padded = F.pad(seq, (0, 0, self.count, 0))
+        windows = padded.unfold(1, self.count, 1)[:, : seq.shape[1]]  # (b n d k)
+        return self.proj(windows.flatten(2).to(self.proj.weight.dtype))
+
+    def after(self, seq: Tensor) -> Tensor:
+        """The result at the position after sequences (b n d), (b dim); their ends are enough."""
+        last = F.pad(seq, (0, 0, max(self.count - seq.shape[1], 0), 0))[:, -self.count :]
+        return self.proj(last.transpose(1, 2).flatten(1).to(self.proj.weight.dtype))
+
+
 def positions_of(seq: Tensor) -> Tensor:
     """The positions (n,) of tokens (b n d)."""
     return torch.arange(seq.shape[1], device=seq.device)

@@ -49,18 +49,29 @@ class RasterReading:
         self.model, self.step = model, step
         self.prompt, self.condition, self.times = prompt, condition, times
         self.state: BackboneState | None = None
+        self.last: Tensor | None = None  # tokens, as many as the model reads directly
 
     def conditions(self, tokens: Tensor | None, count: int) -> Tensor:
         model = self.model
         if self.state is not None:
             z, self.state = self.step(as_rows(model.embed(tokens), self.rows), self.state)
-            return z.unsqueeze(1)
+            return self._with_recent(z, as_rows(tokens, self.rows)).unsqueeze(1)
         # each prompt once, and what follows for all sequences
         embeds = torch.cat((model.start(len(self.prompt)), model.embed(self.prompt)), dim=1)
         z, state = model.backbone.step(embeds, **self.condition)
         self.state = state if self.times == 1 else state.repeat(self.times)
         self.rows = len(z) * self.times
-        return repeat(z, self.times).unsqueeze(1)
+        z = self._with_recent(repeat(z, self.times), repeat(self.prompt, self.times))
+        return z.unsqueeze(1)
+
+    def _with_recent(self, z: Tensor, tokens: Tensor) -> Tensor:
+        """Adds what the model reads of the last tokens, of which `tokens` (b m d) are new."""
+        recent = self.model.recent
+        if recent is None:
+            return z
+        self.last = torch.cat((self.last, tokens), dim=1) if self.last is not None else tokens
+        self.last = self.last[:, -recent.count :]
+        return z + recent.after(self.last)
 
 
 class AnyOrderReading:

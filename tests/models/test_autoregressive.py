@@ -1182,3 +1182,28 @@ def test_guidance_of_conditions_reads_one_condition_for_all(model_class):
         model.sample(guidance_target="conditions", guidance_interval=(0.1, 1.0), **options)
     with pytest.raises(ValueError, match="guidance_target must be one of 'tokens', 'conditions'"):
         model.sample(guidance_target="both", **options)
+
+
+@models
+@pytest.mark.parametrize("length", [0, 1, 2, 4])
+def test_recent_tokens_are_read_alike_in_training_and_sampling(model_class, length):
+    model = stir(small_model(model_class, num_recent=3, num_classes=2, normalize=False)).eval()
+    seq, labels = torch.randn(2, 6, 4), torch.tensor([0, 1])
+    expected = model.conditions(seq, labels=labels)
+    condition = model.conditioning(labels=labels)
+    order = torch.arange(6).expand(2, -1)
+    reading = model.reading(order, seq[:, :length], condition, 1, model.transformer)
+    tokens = None
+    for i in range(length, 6):
+        z = reading.conditions(tokens, 1)
+        torch.testing.assert_close(z[:, 0], expected[:, i], rtol=1e-4, atol=1e-5)
+        tokens = seq[:, i : i + 1]
+    # the first token reads none, and each the last three alone
+    recent = model.recent(seq)
+    assert (recent[:, 0] == 0).all()
+    other = seq.clone()
+    other[:, 1] += 1
+    changed = (model.recent(other) != recent).any(dim=-1).any(dim=0)
+    assert changed.tolist() == [False, False, True, True, True, False]
+    with pytest.raises(ValueError, match="num_recent needs order"):
+        small_model(model_class, num_recent=3, order="random")
