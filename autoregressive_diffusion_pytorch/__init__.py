@@ -13,6 +13,7 @@ if TYPE_CHECKING:  # for editors and type checkers
     from .heads.mlp import MLP as MLP
     from .heads.rectified_flow import RectifiedFlow as RectifiedFlow
     from .models.autoregressive import Autoregressive as Autoregressive
+    from .models.finetuning import finetuned as finetuned
     from .models.image import ImageAutoregressive as ImageAutoregressive
     from .models.masked import MaskedAutoregressive as MaskedAutoregressive
     from .models.presets import AutoregressiveDiffusion as AutoregressiveDiffusion
@@ -56,6 +57,7 @@ _LAZY_EXPORTS = {
     "RectifiedFlow": "heads.rectified_flow",
     "SequenceTrainer": "training.sequence_trainer",
     "Trainer": "training.trainer",
+    "finetuned": "models.finetuning",
 }
 
 __all__ = list(_LAZY_EXPORTS)

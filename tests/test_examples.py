@@ -13,6 +13,7 @@ OPTIONS = {
     "complete_images": "--steps 2 --output picture.png",
     "fill_regions": "--steps 2 --count 2 --output filled.png",
     "sequences": "--steps 2 --count 10",
+    "super_resolution": "photos --steps 2 --size 16 --dim 32 --count 4 --output picture.png",
     "train_digits": "--steps 2 --dim 32 --folder run",
 }
 NO_SCRIPTS = {"gaussian_head"}  # a module that others import
@@ -63,3 +64,14 @@ def test_fill_regions(run, tmp_path):
     assert loss.startswith("step 2: loss ")
     assert Image.open(tmp_path / filled).size == (8 * 34 + 2, 2 * 34 + 2)
     assert Image.open(tmp_path / iterations).size == (8 * 34 + 2, 2 * 34 + 2)
+
+
+def test_super_resolution(run, tmp_path):
+    (tmp_path / "photos").mkdir()
+    for i in range(20):
+        Image.effect_noise((20, 16), 10 * i).convert("RGB").save(tmp_path / f"photos/{i}.png")
+    *_, bicubic, samples, mean, picture = run("super_resolution")
+    assert bicubic.startswith("bicubic: PSNR ")
+    assert samples.startswith("samples: PSNR ")
+    assert mean.startswith("mean of 8 samples: PSNR ")
+    assert Image.open(tmp_path / picture).width > 6 * 16

@@ -113,6 +113,7 @@ def configuration(source: str, kind: str, options: dict[str, Any]) -> dict[str, 
         return {name: options[name] for name in names}
 
     config = dict(kind=kind, source=source, **section(RUN), classes=None, teacher=None)
+    config |= {"from": None, "freeze": []}
     cls = sequence_model_class_of(config)
     arguments = head_class(options["head"]).argument_names()
     head_kwargs = section(("num_noise_draws",)) if "num_noise_draws" in arguments else {}

@@ -60,6 +60,8 @@ def _training_facts(config: dict[str, Any], checkpoint: Path) -> dict[str, Any]:
         "precision": config["used_precision"],
         "seed": config["seed"],
     }
+    if config["from"]:
+        facts["fine-tuned from"] = printable(Path(config["from"]).name)
     if config["classes"]:
         facts["labels"] = printable(listed(config["classes"]))
     if loss is not None:

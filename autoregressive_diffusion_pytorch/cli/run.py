@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 SPEECH_PARTS = {"speech": "train", "speech-test": "test"}  # sources, and the parts they are
 ORDERS = ("raster", "random", "masked")
 TEACHER = "teacher"  # the folder of a distillation's teacher
+INITIAL = "initial"  # of the model that a fine-tuning starts with
 
 
 def new_run(name: str) -> Path:
@@ -48,7 +49,7 @@ def read_config(run_folder: Path) -> dict[str, Any]:
     # of runs of earlier versions, which had no such options
     defaults = dict(classes=None, accumulate=1, compile=False, hold_out=0.0, num_images=None)
     defaults |= dict(used_precision=config["precision"], teacher=None, order="raster")
-    defaults |= dict(kind="images")
+    defaults |= {"kind": "images", "from": None, "freeze": []}
     model = config["model"]
     if "model" in model:
         model |= dict(model=dict(context_drop_prob=0.0) | model["model"])
@@ -71,7 +72,8 @@ OPTIONAL_KEYS = dict(
     teacher=str | None,
     order=str,
     kind=str,
-)
+    freeze=list,
+) | {"from": str | None}
 # what the configuration of any version holds, by section
 KEYS = {
     (): dict(source=str, head=str, seed=int, workers=int, precision=str)
@@ -141,10 +143,16 @@ def sequence_model_class_of(config: dict[str, Any]) -> type[SequenceModel]:
 
 
 def new_model(config: dict[str, Any], run_folder: Path) -> ImageAutoregressive:
-    """The untrained model of a run; of a distillation, with the run's teacher."""
+    """The model that a run starts with; of a distillation, with the run's teacher."""
     cls = model_class(config)
-    if config["teacher"] is None:
+    if config["teacher"] is None and config["from"] is None:
         return cls(**config["model"])
+    if config["teacher"] is None:
+        from ..models.finetuning import freeze_parts
+
+        model = cls.from_pretrained(run_folder / INITIAL)
+        freeze_parts(model, config["freeze"])
+        return model
     from ..models.distillation import distilled
     from ..models.presets import image_model_class
 

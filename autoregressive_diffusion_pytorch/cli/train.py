@@ -25,6 +25,7 @@ from .configuration import (
     kind_of,
     options_of_cache,
 )
+from .finetuning import TrainedModel
 from .options import (
     COUNT,
     FACTOR,
@@ -173,6 +174,23 @@ MACHINE_OPTIONS = add_options(
     flag("--compile", "Compile the model with torch.compile first."),
     option("--workers", click.IntRange(0), "Processes that read images in advance.", default=0),
 )
+FINETUNING_OPTIONS = add_options(
+    option(
+        "--from",
+        None,
+        "Go on from a trained model: its folder, a checkpoint, a run, or a name on the Hugging "
+        "Face Hub. Size, head and order are its own.",
+        "from_model",
+        metavar="MODEL",
+    ),
+    option(
+        "--freeze",
+        None,
+        "Part of that model that is not trained, such as backbone or head; may be given again.",
+        multiple=True,
+        metavar="PART",
+    ),
+)
 OUTPUT_OPTIONS = add_options(
     option(
         "--sample-every",
@@ -209,6 +227,7 @@ OUTPUT_OPTIONS = add_options(
     "Of the tokens: raster draws them one by one, random in any order, masked several at a time.",
     default="raster",
 )
+@FINETUNING_OPTIONS
 @IMAGE_OPTIONS
 @SEQUENCE_OPTIONS
 @MODEL_OPTIONS
@@ -217,7 +236,9 @@ OUTPUT_OPTIONS = add_options(
 @DATA_OPTIONS
 @MACHINE_OPTIONS
 @OUTPUT_OPTIONS
-def train(source: str, run_folder: Path | None, **options) -> None:
+def train(
+    source: str, run_folder: Path | None, from_model: str | None, freeze: tuple[str, ...], **options
+) -> None:
     """Train on SOURCE: a folder of images (searched through and through) or of sequences (.npy,
     .safetensors, .csv or .wav files); the word "digits" for 1,797 handwritten digits; or "speech"
     for 270 spoken vowels, as sequences; or a cache of `ardiff encode`, whose latents are learned.
@@ -230,6 +251,12 @@ def train(source: str, run_folder: Path | None, **options) -> None:
     with one_line_errors((OSError,)):
         kind = kind_of(source)
     _check_kind(kind)
+    trained = None
+    if from_model is not None:
+        trained = TrainedModel(from_model, kind)
+        options |= trained.own_options(options)
+    elif freeze:
+        raise click.UsageError("--freeze is of a training --from a model")
     if options["predict_end"] and options["order"] != "raster":
         raise click.UsageError("--ends needs --order raster")
     if kind == "latents":
@@ -237,9 +264,10 @@ def train(source: str, run_folder: Path | None, **options) -> None:
             options |= options_of_cache(source, options["labels_from_folders"])
     options |= defaults_of(source, kind, options)
     if source == "digits" and (options["image_size"], options["channels"]) != (8, 1):
-        raise click.UsageError(
-            "the digits are grey images of 8 x 8 pixels: leave out --image-size and --channels"
-        )
+        how = "leave out --image-size and --channels"
+        if trained is not None:
+            how = f"the model of --from draws {trained.told()}"
+        raise click.UsageError(f"the digits are grey images of 8 x 8 pixels: {how}")
     if source not in BUILT_IN:
         source = str(Path(source).resolve())  # the run may be resumed from elsewhere
     config = configuration(source, kind, options)
@@ -248,7 +276,10 @@ def train(source: str, run_folder: Path | None, **options) -> None:
     check_apart(run_folder, source)
     dataset, classes = dataset_of(config)
     fit_to_data(config, dataset, classes)
-    start_run(config, dataset, run_folder)
+    if trained is None:
+        start_run(config, dataset, run_folder)
+    else:
+        trained.start_run(config, dataset, run_folder, freeze)
 
 
 def _check_kind(kind: str) -> None:

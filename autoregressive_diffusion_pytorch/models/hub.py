@@ -58,6 +58,14 @@ sampled = model.sample(batch_size=4)
 """
 
 
+class OtherClassError(ValueError):
+    """A saved model is not of the class that was to load it, but of one of `classes`, if any."""
+
+    def __init__(self, message: str, classes: list[type[Pretrained]]):
+        super().__init__(message)
+        self.classes = classes
+
+
 class Pretrained(
     PyTorchModelHubMixin,
     library_name="autoregressive-diffusion-pytorch",
@@ -215,9 +223,9 @@ class Pretrained(
         known = inspect.signature(PyTorchModelHubMixin._from_pretrained).parameters
         options = {name: kwargs.pop(name) for name in list(kwargs) if name in known}
         if misfit := cls._misfit(cls._upgraded(config)):
-            others = (other.__name__ for other in _classes_that_fit(config))
-            hint = next((f"it is loaded by {name}.from_pretrained" for name in others), misfit)
-            raise ValueError(f"the model in {model_id} is no {cls.__name__}: {hint}")
+            others = _classes_that_fit(config)
+            hint = f"it is loaded by {others[0].__name__}.from_pretrained" if others else misfit
+            raise OtherClassError(f"the model in {model_id} is no {cls.__name__}: {hint}", others)
         try:
             # the mixin prints where it loads from, and by default ignores missing weights
             with contextlib.redirect_stdout(io.StringIO()):
@@ -279,6 +287,7 @@ def _classes_that_fit(config: dict[str, Any]) -> list[type[Pretrained]]:
     """The classes of this library that a saved model's arguments may be of."""
     presets = import_module(f"{__package__}.presets")  # by name: they build on this module
     classes = (cls for cls in vars(presets).values() if isinstance(cls, type))
+    classes = (cls for cls in classes if issubclass(cls, Pretrained))
     return [cls for cls in classes if cls._misfit(cls._upgraded(config)) is None]
 
 

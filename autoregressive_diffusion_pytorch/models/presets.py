@@ -5,10 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from .autoregressive import Autoregressive
+from .hub import OtherClassError
 from .image import ImageAutoregressive
 from .masked import MaskedAutoregressive
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from ..heads.head import Head
     from .sequence_model import SequenceModel
 
@@ -104,3 +107,13 @@ def image_model_class(head: str | type[Head], order: str = "raster") -> type[Ima
 def sequence_model_class(head: str | type[Head], order: str = "raster") -> type[SequenceModel]:
     """The same for sequences."""
     return image_model_class(head, order).model_class
+
+
+def load_pretrained(name: str | Path) -> ImageAutoregressive | SequenceModel:
+    """A saved model of any class of this library. Argument and errors as of `from_pretrained`."""
+    try:
+        return ImageAutoregressive.from_pretrained(name)
+    except OtherClassError as error:
+        if not error.classes:
+            raise
+        return error.classes[0].from_pretrained(name)
