@@ -150,14 +150,14 @@ def new_model(config: dict[str, Any], run_folder: Path) -> ImageAutoregressive:
     if config["teacher"] is None:
         from ..models.finetuning import freeze_parts
 
-        model = cls.from_pretrained(run_folder / INITIAL)
+        model = cls.from_pretrained(run_folder / INITIAL, **autoencoder_of(config))
         freeze_parts(model, config["freeze"])
         return model
     from ..models.distillation import distilled
     from ..models.presets import image_model_class
 
     teacher_class = image_model_class(config["teacher"], config["order"])
-    teacher = teacher_class.from_pretrained(run_folder / TEACHER)
+    teacher = teacher_class.from_pretrained(run_folder / TEACHER, **autoencoder_of(config))
     return distilled(
         teacher, config["head"], config["model"]["model"][cls.model_class.head_argument()]
     )

@@ -125,3 +125,10 @@ def test_options_that_the_cache_decides_are_refused(call, cache, folder, autoenc
 def test_a_cache_that_is_not_whole_is_refused(call, cache, tmp_path):
     (tmp_path / cache / "shard.00000.safetensors").write_bytes(b"")
     assert "writes it again" in failed(call("train", cache, *TINY))
+
+
+def test_a_run_goes_on_from_one_on_the_same_latents(call, cache, run, folder):
+    succeeded(call("train", cache, "--from", run, "--steps", 1, "--run", "again"))
+    succeeded(call("resume", "again", "--steps", 2))
+    message = failed(call("train", folder, "--from", run, "--steps", 1, "--run", "other"))
+    assert "is a model of latents, SOURCE holds images" in message
