@@ -51,11 +51,13 @@ setup(
         "check": ["simplejpeg>=1.7"],
         "demo": ["aeon>=1.0", "matplotlib>=3.6", "scikit-learn>=1.3"],
         "docs": ["mkdocs-material>=9", "mkdocstrings[python]>=0.26"],
+        "latents": ["diffusers>=0.33"],
         "eval": ["matplotlib>=3.6", "torch-fidelity>=0.4", "torchdiffeq>=0.2.5"],
         "test": [
             "aeon>=1.0",
             "build",
             "datasets>=3.0",
+            "diffusers>=0.33",
             "matplotlib>=3.6",
             "pytest>=8.0",
             "pytest-xdist>=3.2",

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # for editors and type checkers
     from .data.image_folder import ImageDataset as ImageDataset
+    from .data.latents import LatentDataset as LatentDataset
     from .heads.elucidated_diffusion import ElucidatedDiffusion as ElucidatedDiffusion
     from .heads.energy import EnergyScore as EnergyScore
     from .heads.flow_map import FlowMap as FlowMap
@@ -51,6 +52,7 @@ _LAZY_EXPORTS = {
     "ImageDataset": "data.image_folder",
     "ImageMaskedAutoregressive": "models.presets",
     "ImageTrainer": "training.image_trainer",
+    "LatentDataset": "data.latents",
     "MaskedAutoregressive": "models.masked",
     "RectifiedFlow": "heads.rectified_flow",
     "SequenceTrainer": "training.sequence_trainer",

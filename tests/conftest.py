@@ -64,3 +64,22 @@ def mean_network(tmp_path):
         file,
     )
     return file
+
+
+@pytest.fixture
+def autoencoder(tmp_path):
+    """The folder of a small AutoencoderKL of diffusers: latents (4 h/2 w/2) of RGB images."""
+    from diffusers import AutoencoderKL
+
+    made = AutoencoderKL(
+        block_out_channels=(4, 8),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        latent_channels=4,
+        norm_num_groups=2,
+        sample_size=8,
+        scaling_factor=0.5,
+        shift_factor=0.1,
+    )
+    made.save_pretrained(tmp_path / "autoencoder")
+    return tmp_path / "autoencoder"

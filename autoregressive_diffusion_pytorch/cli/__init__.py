@@ -13,12 +13,14 @@ import click
 from .check import check
 from .complete import complete
 from .distill import distill
+from .encode import encode
 from .evaluate import evaluate
 from .export import export
 from .fill import fill
 from .resume import resume
 from .sample import sample
 from .train import train
+from .train_autoencoder import train_autoencoder
 from .tune import tune
 
 
@@ -30,5 +32,9 @@ def main() -> None:
         sys.stdout.reconfigure(errors="surrogateescape")
 
 
-for command in (check, train, resume, distill, sample, complete, fill, evaluate, tune, export):
+COMMANDS = (
+    *(check, train, resume, distill, sample, complete, fill, evaluate, tune, export),
+    *(train_autoencoder, encode),
+)
+for command in COMMANDS:
     main.add_command(command)

@@ -28,6 +28,8 @@ DIGITS = SHARED | dict(
 FOLDER = SHARED | dict(
     size="small", image_size=64, patch_size=8, channels=3, batch_size=16, num_train_steps=50000
 )
+# of a cache of `ardiff encode`, which knows the size of the images
+LATENTS = FOLDER | dict(patch_size=1)
 SPEECH = dict(size="mini", num_noise_draws=4, batch_size=32, num_train_steps=1500, dropout=0.3)
 SEQUENCES = SHARED | dict(size="small", batch_size=16, num_train_steps=50000, dropout=0.0)
 BUILT_IN = {"digits": "images", "speech": "sequences"}  # and their kinds
@@ -58,12 +60,15 @@ TRAINER = (
 
 
 def kind_of(source: str) -> str:
-    """What a source holds, "images" or "sequences"; a folder with any image holds images."""
+    """What a source holds, "images", "latents" or "sequences"; one with any image holds images."""
     from ..data.folder_listing import list_folder
+    from ..data.latents import is_cache
     from ..data.sequence_files import ENDINGS
 
     if source in BUILT_IN:
         return BUILT_IN[source]
+    if is_cache(source):
+        return "latents"
     if not Path(source).is_dir() or list_folder(source).images:
         return "images"
     return "sequences" if list_folder(source, ENDINGS).images else "images"
@@ -72,7 +77,8 @@ def kind_of(source: str) -> str:
 def defaults_of(source: str, kind: str, options: dict[str, Any]) -> dict[str, Any]:
     """Options that are not given, by the source and the size of the model."""
     built_in = dict(digits=DIGITS, speech=SPEECH)
-    preset = built_in.get(source, FOLDER if kind == "images" else SEQUENCES)
+    by_kind = dict(images=FOLDER, latents=LATENTS, sequences=SEQUENCES)
+    preset = built_in.get(source, by_kind[kind])
     if options["num_epochs"] is not None:
         preset = preset | dict(num_train_steps=None)
     size = SIZES[options["size"] or preset["size"]]
@@ -81,6 +87,23 @@ def defaults_of(source: str, kind: str, options: dict[str, Any]) -> dict[str, An
         size = size | dict(learning_rate=min(size["learning_rate"], HIGHEST_RATE))
     defaults = preset | size
     return {name: value for name, value in defaults.items() if options.get(name) is None}
+
+
+def options_of_cache(source: str, has_labels: bool) -> dict[str, Any]:
+    """The options that a cache of latents has decided.
+
+    Args:
+        has_labels: whether labels are asked for.
+
+    Raises:
+        ValueError: it holds none; or it is damaged.
+    """
+    from ..data.latents import read_cache
+
+    cache = read_cache(source)
+    if has_labels and cache["classes"] is None:
+        raise ValueError(f"{source} holds no labels: `ardiff encode --labels` keeps them")
+    return cache["dataset"] | {name: cache[name] for name in ("image_size", "channels")}
 
 
 def configuration(source: str, kind: str, options: dict[str, Any]) -> dict[str, Any]:
@@ -102,7 +125,7 @@ def configuration(source: str, kind: str, options: dict[str, Any]) -> dict[str, 
     config["trainer"] = dict(
         **section(TRAINER), adam_kwargs=dict(weight_decay=options["weight_decay"]), num_samples=64
     )
-    if kind == "images":
+    if kind != "sequences":
         from ..models.image import CONTEXT_DROP_PROB
 
         model |= dict(context_drop_prob=CONTEXT_DROP_PROB)
@@ -126,7 +149,9 @@ def fit_to_data(config: dict[str, Any], dataset: Dataset, classes: list[str] | N
 
     model = config["model"]
     config["classes"], model["num_classes"] = classes, classes and len(classes)
-    if config["kind"] == "images":
+    if config["kind"] == "latents":
+        model["autoencoder"] = dataset.facts["autoencoder"]
+    if config["kind"] != "sequences":
         return
     # how sequences are kept in files, for samples
     kept = getattr(dataset, "format", SequenceFormat(".npy"))

@@ -20,6 +20,7 @@ from .options import (
 )
 from .run import (
     TEACHER,
+    autoencoder_of,
     check_kind,
     check_source,
     checkpoint_of,
@@ -81,7 +82,7 @@ def distill(
     from ..utils.rng import seed_process
 
     config = read_config(teacher_folder)
-    check_kind(config, "distill", "images")
+    check_kind(config, "distill", "images", "latents")
     folder = checkpoint_of(teacher_folder, checkpoint)
     if source is not None:
         config["source"] = source if is_built_in(source) else str(Path(source).resolve())
@@ -94,7 +95,7 @@ def distill(
     seed_process(seed, rank=0)  # for the weights
     say_checkpoint(folder)
     with one_line_errors((ValueError, TypeError, OSError)):
-        teacher = model_class(config).from_pretrained(folder)
+        teacher = model_class(config).from_pretrained(folder, **autoencoder_of(config))
         student = distilled(teacher, head, head_kwargs)
         tuned = GenerationSettings.load(teacher_folder)
     # steps and solver are of the head; what else was tuned is of the transformer too

@@ -234,10 +234,12 @@ def _map_surprise(
 
 def _summary(report: dict[str, Any]) -> list[str]:
     lines = []
-    if bits := report.get("bits_per_dim"):
-        figures = f"{bits['mean']:.4f} ± {bits['standard_error']:.4f}"
-        told = f"{report['images']} images; {bits['density']}"
-        lines = [f"bits per dimension   {figures}  ({told})"]
+    names = dict(bits_per_dim="bits per dimension", nats_per_dim="nats per dim. of latents")
+    for key in names.keys() & report.keys():
+        found = report[key]
+        figures = f"{found['mean']:.4f} ± {found['standard_error']:.4f}"
+        told = f"{report['images']} images; {found['density']}"
+        lines = [f"{names[key]:20} {figures}  ({told})"]
     distances = dict(report.get("generated", {}))
     count, evaluations = distances.pop("count", None), distances.pop("evaluations", None)
     lines += [

@@ -64,7 +64,7 @@ def fill(
         raise click.UsageError("one of --mask, --box and --extend is needed, to mark the region")
     output = f"fill.{image_file.stem}.{options['seed']}"
     run = SamplingRun(run_folder, output, **options)
-    check_kind(run.config, "fill", "images")
+    check_kind(run.config, "fill", "images", "latents")
     if not run.model.model.draws_any_order:
         raise click.ClickException(
             f"{run_folder} draws in raster order: `ardiff complete` draws what lies below some "
@@ -76,7 +76,7 @@ def fill(
     elif box is not None:
         mask = _mask_of_box(image, box)
     else:
-        image, mask = _extended(image, extend, run.model.patch_size)
+        image, mask = _extended(image, extend, run.model.tokenizer.cell)
     run.save_completions(run.model.fill, (image, mask), count, batch_size)
 
 
@@ -94,12 +94,12 @@ def _mask_of_box(image: Tensor, box: Pixels) -> Tensor:
     return mask
 
 
-def _extended(image: Tensor, extend: Pixels, patch_size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+def _extended(image: Tensor, extend: Pixels, cell: tuple[int, int]) -> tuple[Tensor, Tensor]:
     """The image in a larger one, and True around it."""
     from torch.nn.functional import pad
 
     left, top, right, bottom = extend
-    height, width = patch_size
+    height, width = cell
     if not any(extend) or left % width or right % width or top % height or bottom % height:
         given = ",".join(map(str, extend))
         raise click.BadParameter(

@@ -26,7 +26,7 @@ class TrainedModel:
 
     Args:
         name: of the model.
-        kind: what it is to be trained on, "images" or "sequences".
+        kind: what it is to be trained on, "images", "latents" or "sequences".
     """
 
     def __init__(self, name: str, kind: str):
@@ -39,6 +39,8 @@ class TrainedModel:
             model = load_pretrained(name)
         self.is_of_images = isinstance(model, ImageAutoregressive)
         own_kind = "images" if self.is_of_images else "sequences"
+        if model.config.get("autoencoder"):
+            own_kind = "latents"
         if kind != own_kind:
             raise click.ClickException(f"{name} is a model of {own_kind}, SOURCE holds {kind}")
         self.model = as_commands_make_it(model)
@@ -111,6 +113,11 @@ class TrainedModel:
         if self.is_of_images:
             if asked["image_size"] != _one_side(self.model.image_size):
                 changes |= dict(image_size=asked["image_size"])
+            own, other = self.model.config.get("autoencoder"), asked.get("autoencoder")
+            if own != other:
+                raise ValueError(
+                    f"SOURCE holds latents of {other}, the model of --from is for those of {own}"
+                )
             return changes | dict(model={argument: asked["model"][argument]})
         if asked["dim_input"] != self.model.dim_input:
             raise ValueError(

@@ -8,7 +8,15 @@ from typing import Any
 
 import click
 
-from .run import check_source, checkpoint_of, dataset_of, is_built_in, output_file, split
+from .run import (
+    check_source,
+    checkpoint_of,
+    dataset_of,
+    images_of_cache,
+    is_built_in,
+    output_file,
+    split,
+)
 
 
 def checkpoint_and_output(
@@ -30,7 +38,10 @@ def data_of(config: dict[str, Any], source: str | None, count: int | None):
     from torch.utils.data import Subset
 
     source_of_run = source is None
-    source = config["source"] if source_of_run else source
+    if config["kind"] == "latents":
+        source = None if source == config["source"] else source
+        config = images_of_cache(config) if source is None else config | dict(kind="images")
+    source = config["source"] if source is None else source
     if source == config["source"]:
         check_source(config)
     dataset, classes = dataset_of(config, source)

@@ -116,7 +116,8 @@ def _change(config: dict[str, Any], changes: dict[str, Any]) -> None:
         config["num_images"] = None
     sections = {name: section for section in SECTIONS for name in _names(SECTIONS[section])}
     for name, value in changes.items():
-        if sections.get(name) == "dataset" and config["kind"] == "sequences":
-            raise click.UsageError(in_options(f"{name} is of images, the run is on sequences"))
+        if sections.get(name) == "dataset" and config["kind"] != "images":
+            message = f"{name} is of images, the run is on {config['kind']}"
+            raise click.UsageError(in_options(message))
         section = config[sections[name]] if name in sections else config
         section[name] = value

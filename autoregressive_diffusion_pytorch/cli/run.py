@@ -85,6 +85,7 @@ MODEL_KEYS = dict(
     images=dict(image_size=(int, list), patch_size=(int, list), channels=int, model=dict),
     sequences=dict(dim_input=int, max_seq_len=(int, list)),
 )
+MODEL_KEYS["latents"] = MODEL_KEYS["images"] | dict(autoencoder=str)
 
 
 def _check_config(file: Path, config: Any) -> None:
@@ -149,14 +150,14 @@ def new_model(config: dict[str, Any], run_folder: Path) -> ImageAutoregressive:
     if config["teacher"] is None:
         from ..models.finetuning import freeze_parts
 
-        model = cls.from_pretrained(run_folder / INITIAL)
+        model = cls.from_pretrained(run_folder / INITIAL, **autoencoder_of(config))
         freeze_parts(model, config["freeze"])
         return model
     from ..models.distillation import distilled
     from ..models.presets import image_model_class
 
     teacher_class = image_model_class(config["teacher"], config["order"])
-    teacher = teacher_class.from_pretrained(run_folder / TEACHER)
+    teacher = teacher_class.from_pretrained(run_folder / TEACHER, **autoencoder_of(config))
     return distilled(
         teacher, config["head"], config["model"]["model"][cls.model_class.head_argument()]
     )
@@ -196,12 +197,16 @@ def dataset_of(
 
     from ..data.digits import digits
     from ..data.image_folder import ImageDataset
+    from ..data.latents import LatentDataset
 
     options, source = config["dataset"], source or config["source"]
     has_labels = options["labels_from_folders"]
     if config["kind"] == "sequences":
         return _sequences_of(source, options)
     with one_line_errors():
+        if config["kind"] == "latents":
+            dataset = LatentDataset(source)
+            return dataset, dataset.classes
         if source == "digits":
             images, labels = digits()
             return (
@@ -212,6 +217,14 @@ def dataset_of(
         size, channels = config["model"]["image_size"], config["model"]["channels"]
         dataset = ImageDataset(source, size, channels=channels, **options)
         return dataset, dataset.classes if has_labels else None
+
+
+def images_of_cache(config: dict[str, Any]) -> dict[str, Any]:
+    """The configuration of a run on latents, as of one on the images that they were made of."""
+    from ..data.latents import read_cache
+
+    with one_line_errors():
+        return config | dict(kind="images", source=read_cache(config["source"])["source"])
 
 
 def _sequences_of(source: str, options: dict[str, Any]) -> tuple[Dataset, list[str] | None]:
@@ -284,6 +297,11 @@ def split(dataset: Dataset, config: dict[str, Any]) -> tuple[Dataset, Dataset | 
     return Subset(dataset, kept), Subset(plain, held_out) if held_out else None
 
 
+def autoencoder_of(config: dict[str, Any]) -> dict[str, str]:
+    """Where the configuration of a run says that its autoencoder lies, for `from_pretrained`."""
+    return {name: config["model"][name] for name in ("autoencoder",) if config["model"].get(name)}
+
+
 def load_model(config: dict[str, Any], checkpoint: Path) -> tuple[ImageAutoregressive, Accelerator]:
     """The model of a checkpoint on this process's device, with the run's generation settings."""
     from accelerate import Accelerator
@@ -293,7 +311,8 @@ def load_model(config: dict[str, Any], checkpoint: Path) -> tuple[ImageAutoregre
     accelerator = Accelerator()
     atexit.register(accelerator.state.destroy_process_group)  # or it may be aborted at the very end
     with one_line_errors((ValueError, OSError)):
-        model = model_class(config).from_pretrained(checkpoint).to(accelerator.device)
+        model = model_class(config).from_pretrained(checkpoint, **autoencoder_of(config))
+        model = model.to(accelerator.device)
         model.generation = GenerationSettings.load(checkpoint.parents[1])
     if accelerator.is_main_process:
         say_checkpoint(checkpoint)

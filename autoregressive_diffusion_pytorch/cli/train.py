@@ -23,6 +23,7 @@ from .configuration import (
     defaults_of,
     fit_to_data,
     kind_of,
+    options_of_cache,
 )
 from .finetuning import TrainedModel
 from .options import (
@@ -240,7 +241,7 @@ def train(
 ) -> None:
     """Train on SOURCE: a folder of images (searched through and through) or of sequences (.npy,
     .safetensors, .csv or .wav files); the word "digits" for 1,797 handwritten digits; or "speech"
-    for 270 spoken vowels, as sequences.
+    for 270 spoken vowels, as sequences; or a cache of `ardiff encode`, whose latents are learned.
 
     The run's folder holds its configuration, its checkpoints, and grids of samples drawn on the
     way; of sequences statistics and plots of samples.
@@ -258,6 +259,9 @@ def train(
         raise click.UsageError("--freeze is of a training --from a model")
     if options["predict_end"] and options["order"] != "raster":
         raise click.UsageError("--ends needs --order raster")
+    if kind == "latents":
+        with one_line_errors():
+            options |= options_of_cache(source, options["labels_from_folders"])
     options |= defaults_of(source, kind, options)
     if source == "digits" and (options["image_size"], options["channels"]) != (8, 1):
         how = "leave out --image-size and --channels"
@@ -284,5 +288,6 @@ def _check_kind(kind: str) -> None:
     for parameter in context.command.params:
         typed = context.get_parameter_source(parameter.name) is not ParameterSource.DEFAULT
         own = next((other for other in ONLY if parameter.name in ONLY[other]), kind)
+        own = kind if (kind, parameter.name) == ("latents", "patch_size") else own
         if typed and own != kind:
             raise click.UsageError(f"{parameter.opts[0]} is of {own}, SOURCE holds {kind}")

@@ -21,12 +21,12 @@ if TYPE_CHECKING:
     from ..training.sequence_trainer import SequenceTrainer
 
 
-def check_apart(run_folder: Path, source: str) -> None:
+def check_apart(run_folder: Path, source: str, option: str = "--run") -> None:
     """Whether a run lies outside its data."""
     if not is_built_in(source) and run_folder.resolve().is_relative_to(Path(source).resolve()):
         raise click.ClickException(
             f"{run_folder} lies in {source}, its samples would be trained on: name another folder "
-            "with --run"
+            f"with {option}"
         )
 
 

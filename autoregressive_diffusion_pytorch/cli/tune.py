@@ -69,7 +69,7 @@ def tune(
     from ..utils.modes import best_precision
 
     config = read_config(run_folder)
-    check_kind(config, "tune", "images")
+    check_kind(config, "tune", "images", "latents")
     folder, output = checkpoint_and_output(run_folder, checkpoint, None, "tune", ".json")
     if source is None and config["hold_out"] == 0:
         click.echo(

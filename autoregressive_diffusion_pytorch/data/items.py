@@ -20,6 +20,8 @@ LABEL_KEYS = ("label", "labels")
 class TrainingItems(Dataset):
     """Items of a dataset as dictionaries: `images` (c h w), and any `labels`, `cond`, `cond_mask`.
 
+    In place of images there may be `latents` (c h w), as a `LatentDataset` gives them.
+
     Args:
         dataset: gives images, tuples (image, label), or mappings with an image under one of
             `IMAGE_KEYS`, a label under one of `LABEL_KEYS`, and vectors under "cond" and
@@ -54,13 +56,16 @@ class TrainingItems(Dataset):
             parts = {}
             for name, keys in names.items():
                 parts[name] = next((item[key] for key in keys if key in item), None)
+            if "latents" in item:
+                parts |= dict(latents=item["latents"])
         elif isinstance(item, (tuple, list)):
             if len(item) not in (1, 2):
                 raise self._refusal(f"a {type(item).__name__} of {len(item)}")
             parts = dict(zip(("images", "labels"), item, strict=False))
         else:
             parts = dict(images=item)
-        parts["images"] = self._to_tensor(parts["images"], item)
+        if "latents" not in parts:
+            parts["images"] = self._to_tensor(parts["images"], item)
         return {name: as_tensor(name, part) for name, part in parts.items() if part is not None}
 
     def _to_tensor(self, image: Any, item: Any) -> Tensor:

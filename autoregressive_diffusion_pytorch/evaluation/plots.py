@@ -33,7 +33,8 @@ def plot_curve(report: dict, path: Path) -> None:
     def points(name: str) -> list[tuple[int, dict]]:
         return [(point["evaluations"], point[name]) for point in report["curve"] if name in point]
 
-    bits, generated, exact = points("bits_per_dim"), points("generated"), report.get("bits_per_dim")
+    name = "nats_per_dim" if "nats_per_dim" in report else "bits_per_dim"
+    bits, generated, exact = points(name), points("generated"), report.get(name)
     panels = (exact is not None) + bool(generated)
     figure, axes = _figure(panels, width=4.5 * panels, height=3.6)
     if exact is not None:
@@ -43,7 +44,7 @@ def plot_curve(report: dict, path: Path) -> None:
             means, errors = ([one[key] for one in found] for key in ("mean", "standard_error"))
             style = dict(marker="o", markersize=4, capsize=3, label="by rk4")
             axes[0].errorbar(steps, means, yerr=errors, **style)
-        axes[0].set(ylabel="bits per dimension, with the solver's error")
+        axes[0].set(ylabel=f"{name[:4]} per dimension, with the solver's error")
         axes[0].legend()
     if generated:
         steps, found = zip(*generated, strict=True)

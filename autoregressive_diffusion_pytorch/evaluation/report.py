@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 from torch.utils.data import Dataset
 
 from ..models.image import ImageAutoregressive
+from ..models.latents import Latents
 from ..utils.distributed import map_over_processes
 from ..utils.modes import in_precision
 from ..utils.rng import generator_for
@@ -39,15 +40,43 @@ def bits_per_dim(
         dataset: of images (c h w) with values in [0, 1], or of pairs of an image and its label.
         solver_kwargs: as of the head's `log_prob`.
     """
+    options = dict(batch_size=batch_size, seed=seed, progress=progress)
+    return _likelihood(model, dataset, model.bits_per_dim, **options, **solver_kwargs)
+
+
+def nats_per_dim(model: ImageAutoregressive, dataset: Dataset, **options: Any) -> Tensor:
+    """The nats per dimension of the latents of each image, (n,), as of `nats_per_dim` of a model
+    with an autoencoder; latents are drawn from the posteriors of the images.
+
+    Arguments as of `bits_per_dim`.
+    """
+
+    def nats(images: Tensor, generator: Generator, **given: Any) -> Tensor:
+        latents = model.tokenizer.latents_of(images, generator)
+        return model.nats_per_dim(latents, generator=generator, **given)
+
+    return _likelihood(model, dataset, nats, **options)
+
+
+def _likelihood(
+    model: ImageAutoregressive,
+    dataset: Dataset,
+    function: Callable[..., Tensor],
+    batch_size: int,
+    seed: int,
+    progress: bool,
+    **solver_kwargs,
+) -> Tensor:
+    """`function(images, generator=…)` of each batch, joined."""
     device = next(model.parameters()).device
 
-    def bits(start: int, images: Tensor, labels: Tensor | None) -> Tensor:
+    def measure(start: int, images: Tensor, labels: Tensor | None) -> Tensor:
         options = {} if labels is None else dict(labels=labels.to(device))
         options |= dict(generator=generator_for(seed, start, device=device))
-        return model.bits_per_dim(images.to(device), **options, **solver_kwargs).cpu()
+        return function(images.to(device), **options, **solver_kwargs).cpu()
 
     name = "likelihood" if progress else None
-    return torch.cat(map_over_batches(bits, dataset, batch_size, name))
+    return torch.cat(map_over_batches(measure, dataset, batch_size, name))
 
 
 def mean_and_standard_error(values: Tensor) -> tuple[float, float]:
@@ -107,7 +136,8 @@ def evaluate(
         solver_kwargs: as of the head's `log_prob`.
 
     Returns:
-        `images`, how many the dataset has; `bits_per_dim`, if the head has a density: the mean, its
+        `images`, how many the dataset has; `bits_per_dim`, if the head has a density (of a model
+        with an autoencoder `nats_per_dim`, of latents): the mean, its
         standard error (without the solver's own error; with that of an estimate over orders), of
         which `density` they are, and how they were computed; `generated`,
         the distances and of what; and `curve`, both for each of `evaluations`.
@@ -119,6 +149,7 @@ def evaluate(
     if len(dataset) < 2:
         raise ValueError(f"dataset must hold at least 2 images, got {len(dataset)}")
     head, device = model.head, next(model.parameters()).device
+    measure = "nats_per_dim" if isinstance(model.tokenizer, Latents) else "bits_per_dim"
     # what is wrong with the arguments is found before the work
     head.density_settings(**solver_kwargs)
     if evaluations and "num_steps" not in head.sampling_options():
@@ -152,11 +183,12 @@ def evaluate(
 
     def likelihood(**kwargs) -> dict[str, Any]:
         options = dict(batch_size=batch_size, seed=seed, progress=progress)
-        mean, error = mean_and_standard_error(bits_per_dim(model, dataset, **options, **kwargs))
+        function = dict(bits_per_dim=bits_per_dim, nats_per_dim=nats_per_dim)[measure]
+        mean, error = mean_and_standard_error(function(model, dataset, **options, **kwargs))
         if not math.isfinite(mean):
             raise FloatingPointError(
-                f"bits per dimension are {mean}: more steps of the solver, or smaller tolerances, "
-                "may do"
+                f"{measure[:4]} per dimension are {mean}: more steps of the solver, or smaller "
+                "tolerances, may do"
             )
         density = dict(density=model.model.density)
         return dict(mean=mean, standard_error=error, **density, **head.density_settings(**kwargs))
@@ -181,14 +213,14 @@ def evaluate(
 
     report = dict(images=len(dataset))
     if head.has_density():
-        report["bits_per_dim"] = likelihood(**solver_kwargs)
+        report[measure] = likelihood(**solver_kwargs)
     if count != 0:
         report["generated"] = generated(**sample_kwargs)
     for most in evaluations:
         point = dict(evaluations=most)
         if head.has_density() and most >= 4:
             rk4 = dict(solver="rk4", num_steps=most // 4)
-            point["bits_per_dim"] = likelihood(**solver_kwargs | rk4)
+            point[measure] = likelihood(**solver_kwargs | rk4)
         if count != 0:
             budgets = [sample_kwargs | dict(num_steps=steps) for steps in range(1, most + 1)]
             fitting = [kwargs for kwargs in budgets if num_evaluations(**kwargs) <= most]

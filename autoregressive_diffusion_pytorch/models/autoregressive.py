@@ -62,6 +62,8 @@ class Autoregressive(SequenceModel):
         check_int("num_recent", num_recent, 0, math.inf)
         if num_recent and order != "raster":
             raise ValueError(f'num_recent needs order="raster", got order={order!r}')
+        if num_recent and kwargs.get("normalize", True) is False:
+            raise ValueError("num_recent needs tokens of unit scale, got normalize = False")
         super().__init__(dim, **kwargs)
         self.order = order
         if self.draws_any_order:

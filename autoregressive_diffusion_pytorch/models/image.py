@@ -11,13 +11,13 @@ from torch import Generator, Tensor
 from torch.nn import Module
 
 from ..heads.head import Head
-from ..utils.validation import check_generator, check_positive_int, check_share
+from ..utils.validation import check_generator, check_share
 from .autoregressive import Autoregressive
+from .completion import CompletionMixin
 from .generation import Generation
 from .hub import Pretrained, without_sampling_of_1_0
-from .orders import repeated
+from .latents import Latents
 from .readings import write
-from .regions import PixelRegion, fill_canvas, number_of_completed
 from .sequence_model import SequenceModel
 from .settings import GenerationSettings, with_sampling_options
 from .tokenizers import Patches
@@ -32,11 +32,18 @@ DERIVED_ARGUMENTS = ("dim_input", "max_seq_len")  # of the sequence model, from 
 SHARED_ARGUMENTS = ("num_classes", "dim_cond")  # of both models
 
 
-class ImageAutoregressive(Module, Pretrained):
+class ImageAutoregressive(Module, Pretrained, CompletionMixin):
     """An autoregressive model over the patches of images, by default in raster order.
 
+    With an autoencoder it is one over the latents of images (Rombach et al. 2022,
+    https://arxiv.org/abs/2112.10752). The autoencoder stays as it is, and is no part of the model's
+    weights.
+
     Args:
-        image_size, patch_size, channels: as of `Patches`, the tokenizer.
+        image_size, patch_size, channels: as of `Patches`, the tokenizer; with an autoencoder, as of
+            `Latents`, where a patch is of latents.
+        autoencoder: folder or name on the Hugging Face Hub of an autoencoder of diffusers, as of
+            `FrozenAutoencoder`.
         train_max_noise: in [0, 1). In training, the transformer reads past tokens that are mixed
             with noise, whose fraction is drawn per image from U(0, train_max_noise): so it learns
             to go on from its own, imperfect tokens.
@@ -45,7 +52,8 @@ class ImageAutoregressive(Module, Pretrained):
         model: arguments of the sequence model, `Autoregressive`, but for `dim_input` and
             `max_seq_len`, which follow from the sizes. By default its `context_drop_prob` is
             `CONTEXT_DROP_PROB`, so that `context_guidance` can be used; tokens are taken as they
-            are, in [-1, 1]; and a head that can clamp drawn tokens to that range does.
+            are, in [-1, 1]; and a head that can clamp drawn tokens to that range does. With an
+            autoencoder, tokens are normalised and not clamped.
     """
 
     model_class: type[SequenceModel] = Autoregressive  # of the sequence model
@@ -57,13 +65,17 @@ class ImageAutoregressive(Module, Pretrained):
         image_size: int | tuple[int, int],
         patch_size: int | tuple[int, int],
         channels: int = 3,
+        autoencoder: str | None = None,
         train_max_noise: float = 0.0,
         num_classes: int | None = None,
         dim_cond: int | None = None,
         model: dict,
     ):
         super().__init__()
-        self.tokenizer = Patches(image_size, patch_size, channels)
+        if autoencoder is None:
+            self.tokenizer = Patches(image_size, patch_size, channels)
+        else:
+            self.tokenizer = Latents(image_size, patch_size, autoencoder, channels)
         check_share(train_max_noise=train_max_noise)
         for name in DERIVED_ARGUMENTS:
             if name in model:
@@ -79,15 +91,19 @@ class ImageAutoregressive(Module, Pretrained):
         self.train_max_noise = train_max_noise
         self.num_classes = num_classes
         self.dim_cond = dim_cond
+        # pixels are in [-1, 1]; what an autoencoder makes of them, anywhere
+        normalize = autoencoder is not None
+        defaults = dict(context_drop_prob=CONTEXT_DROP_PROB, normalize=normalize)
         self.model = self.model_class(
-            **dict(context_drop_prob=CONTEXT_DROP_PROB, normalize=False) | model,
+            **defaults | model,
             dim_input=self.tokenizer.dim,
             max_seq_len=self.tokenizer.grid,
             num_classes=num_classes,
             dim_cond=dim_cond,
         )
         given = model.get(self.model_class.head_argument()) or {}
-        if hasattr(self.head, "clamp_during_sampling") and "clamp_during_sampling" not in given:
+        is_clamped = autoencoder is None and hasattr(self.head, "clamp_during_sampling")
+        if is_clamped and "clamp_during_sampling" not in given:
             self.head.clamp_during_sampling = True
 
     @property
@@ -147,35 +163,54 @@ class ImageAutoregressive(Module, Pretrained):
         derived = dict.fromkeys((*DERIVED_ARGUMENTS, *SHARED_ARGUMENTS))
         return cls.model_class._misfit(dict(arguments["model"]) | derived)
 
-    def measure(self, images: Tensor, **_) -> None:
-        """Lets the head measure the scale of tokens on images (b c h w) in [0, 1]."""
-        self._check_images(images)
-        self.model.measure(self.tokenizer.encode(images))
+    def measure(self, images: Tensor | None = None, *, latents: Tensor | None = None, **_) -> None:
+        """Measures the scale of tokens on images or latents, given as in `forward`."""
+        self.model.measure(self._tokens(images, latents))
 
     def forward(
         self,
-        images: Tensor,
+        images: Tensor | None = None,
         *,
+        latents: Tensor | None = None,
         labels: Tensor | None = None,
         cond: Tensor | None = None,
         cond_mask: Tensor | None = None,
         loss_reduction: Literal["mean", "none"] = "mean",
     ) -> Tensor:
-        """The loss of images (b c h w) with values in [0, 1].
+        """The loss of images (b c h w) with values in [0, 1], or of their latents.
 
-        With `loss_reduction = "none"` one per patch, (b n). `labels`, `cond` and `cond_mask` as of
-        `Autoregressive.forward`.
+        Args:
+            images: of these or `latents` one is given.
+            latents: (b c h w), of a model with an autoencoder, as it makes them of images.
+            labels, cond, cond_mask: as of `Autoregressive.forward`.
+            loss_reduction: "mean", or "none" for one loss per token, (b n).
         """
-        self._check_images(images)
-        tokens = self.tokenizer.encode(images)
+        tokens = self._tokens(images, latents)
         noised = None
         if self.training and self.train_max_noise > 0:
             like = dict(device=tokens.device, dtype=tokens.dtype)
             share = self.train_max_noise * torch.rand(len(tokens), 1, 1, **like)
-            noised = tokens.lerp(torch.randn_like(tokens), share)
+            noise = self.model.normalization.inverse(torch.randn_like(tokens))
+            noised = tokens.lerp(noise, share)
         conditions = dict(labels=labels, cond=cond, cond_mask=cond_mask)
         options = dict(noised_seq=noised, loss_reduction=loss_reduction)
         return self.model(tokens, **conditions, **options)
+
+    def _tokens(self, images: Tensor | None, latents: Tensor | None) -> Tensor:
+        """The tokens of images or of latents."""
+        if (images is None) == (latents is None):
+            got = "neither" if images is None else "both"
+            raise TypeError(f"expected either images or latents, got {got}")
+        if latents is not None:
+            return self._tokens_of(latents)
+        self._check_images(images)
+        return self.tokenizer.draw(images)
+
+    def _tokens_of(self, latents: Tensor) -> Tensor:
+        if not isinstance(self.tokenizer, Latents):
+            raise TypeError("latents are of models with an autoencoder; this one takes images")
+        self.tokenizer.check_latents(latents)
+        return self.tokenizer.tokens_of(latents)
 
     def _check_images(self, images: Tensor) -> None:
         """Whether these can be images, with the range of the first batch: to read it takes time."""
@@ -186,8 +221,9 @@ class ImageAutoregressive(Module, Pretrained):
 
     def log_prob(
         self,
-        images: Tensor,
+        images: Tensor | None = None,
         *,
+        latents: Tensor | None = None,
         labels: Tensor | None = None,
         cond: Tensor | None = None,
         cond_mask: Tensor | None = None,
@@ -202,23 +238,37 @@ class ImageAutoregressive(Module, Pretrained):
         https://arxiv.org/abs/1511.01844). Training sees the whole numbers themselves: a model that
         has learned that there is nothing between them finds what lies there improbable.
 
+        Of a model with an autoencoder it is the log-density of latents, not of images.
+
         Args:
             images: (b c h w) with values in [0, 1], which are rounded to multiples of 1 / 255.
+            latents: instead, of a model with an autoencoder, as of `forward`.
             labels, cond, cond_mask: as of `forward`.
             generator: source of this noise and of that of the solver, on any device; by default
                 torch's global one.
             solver_kwargs: as of the head's `log_prob`.
 
         Raises:
-            TypeError: the head has no density.
+            TypeError: the head has no density; or images are given to a model with an autoencoder,
+                or latents to one without.
         """
+        options = dict(labels=labels, cond=cond, cond_mask=cond_mask, generator=generator)
+        if latents is not None and images is None:
+            check_generator(generator)
+            return self.model.log_prob(self._tokens_of(latents), **options, **solver_kwargs)
+        if isinstance(self.tokenizer, Latents):
+            raise TypeError(
+                "a model of latents has no density of images: log_prob(latents=…) gives that of "
+                "latents, in nats per token"
+            )
+        if images is None or latents is not None:
+            raise TypeError("expected images, and no latents: the model has no autoencoder")
         self.tokenizer.check_images(images)
         if len(images) == 0:
             raise ValueError("images must be at least one, got none")
         self.tokenizer.check_range(images, strict=True)
         check_generator(generator)
         tokens = self.tokenizer.dequantize(images, generator)
-        options = dict(labels=labels, cond=cond, cond_mask=cond_mask, generator=generator)
         log_densities = self.model.log_prob(tokens, **options, **solver_kwargs)
         return log_densities + tokens.shape[-1] * math.log(self.tokenizer.VALUE_INTERVAL)
 
@@ -228,6 +278,14 @@ class ImageAutoregressive(Module, Pretrained):
         8 are the images' own. On average over the noise an upper bound. Arguments as of `log_prob`.
         """
         return -self.log_prob(images, **kwargs).sum(dim=-1) / (images[0].numel() * math.log(2))
+
+    def nats_per_dim(self, latents: Tensor, **kwargs) -> Tensor:
+        """The negative log-density per value of latents (b c h w), in nats, (b): less is better.
+
+        Numbers of different autoencoders do not compare. Arguments as of `log_prob`.
+        """
+        log_prob = self.log_prob(latents=latents, **kwargs)
+        return -log_prob.sum(dim=-1) / latents[0].numel()
 
     @with_sampling_options
     def sample(
@@ -258,91 +316,3 @@ class ImageAutoregressive(Module, Pretrained):
                 seq = tokens.new_zeros(shape)
             write(seq, positions, tokens)
             yield self.tokenizer.decode(seq)
-
-    @with_sampling_options
-    def complete(
-        self,
-        images: Tensor,
-        keep_rows: int,
-        *,
-        num_completions: int = 1,
-        progress: bool = False,
-        **options: Unpack[SamplingOptions],
-    ) -> Tensor:
-        """Draws anew what lies below the first rows of images.
-
-        Args:
-            images: (b c h w) with values in [0, 1]; one serves several labels or vectors.
-            keep_rows: rows of pixels to keep, from 0 to the height, a multiple of the patch height.
-                They come back untouched.
-            num_completions: of each image with its label and vectors, one after the other; they
-                share the work of reading it.
-            progress: show a progress bar over the tokens.
-            options: as of `sample`; `labels` and `cond` are one for all images or one for each.
-
-        Returns:
-            Images (b · num_completions, c h w).
-        """
-        self.tokenizer.check_images(images)
-        check_positive_int(num_completions=num_completions)
-        height, patch = self.image_size[0], self.patch_size[0]
-        if type(keep_rows) is not int or not 0 <= keep_rows <= height or keep_rows % patch:
-            raise ValueError(
-                f"keep_rows must be a multiple of the patch height {patch} from 0 to {height}, "
-                f"got {keep_rows!r}"
-            )
-        count = number_of_completed(images, options)
-        kept = images[:, :, :keep_rows].detach()
-        self.tokenizer.check_range(kept)
-        prompt = self.tokenizer.encode(kept)
-        count *= num_completions
-        # one image serves several scales
-        batch_size = None if count == 1 else count
-        tokens = self.model.sample(batch_size, prompt, progress=progress, **options)
-        completed = self.tokenizer.decode(tokens)
-        # as they were: to tokens and back is not exact
-        completed[:, :, :keep_rows] = kept.repeat_interleave(len(completed) // len(kept), dim=0)
-        return completed
-
-    @with_sampling_options
-    def fill(
-        self,
-        images: Tensor,
-        mask: Tensor,
-        *,
-        num_completions: int = 1,
-        whole_patches: bool = False,
-        progress: bool = False,
-        **options: Unpack[SamplingOptions],
-    ) -> Tensor:
-        """Draws anew the region of images that a mask marks, by a model that draws in any order.
-
-        Patches are drawn as a whole, those that the mask cuts too, without reading what it leaves
-        of them.
-
-        Args:
-            images: (b c h w) with values in [0, 1]; one serves several labels or vectors. What the
-                mask marks is not read. They may be larger than the model's, by whole patches: then
-                windows are filled one after the other, that first of which most is known.
-            mask: True for the pixels to draw, (h w), or (b h w) of images of the model's size.
-            num_completions: of each image with its label and vectors, one after the other.
-            whole_patches: patches that the mask cuts are taken from the drawing as a whole; by
-                default their other pixels come back untouched, as all others do.
-            progress: show a progress bar over the iterations.
-            options: as of `sample`; `labels` and `cond` are one for all images or one for each.
-
-        Returns:
-            Images (b · num_completions, c h w).
-
-        Raises:
-            TypeError: the model draws in raster order alone.
-        """
-        given = dict(num_completions=num_completions, progress=progress, **options)
-        if images.shape[-2:] != self.image_size and self.tokenizer.fits_on(images):
-            given |= dict(whole_patches=whole_patches)
-            return fill_canvas(self.fill, self.tokenizer, images, mask, **given)
-        self.tokenizer.check_images(images)
-        region = PixelRegion(self.tokenizer, images, mask, whole_patches)
-        count = number_of_completed(images, options)
-        tokens, drawn = (repeated(x, count) for x in (region.tokens, region.drawn))
-        return region.paste(self.tokenizer.decode(self.model.fill(tokens, drawn, **given)))

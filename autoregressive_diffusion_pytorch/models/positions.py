@@ -82,12 +82,15 @@ class Recent(Module):
     """A linear map of the last tokens before each position, zeros before the first one.
 
     What a linear autoregressive process reads. A transformer takes long to learn it from few data.
+    Entries count up to `LIMIT`, so that what is drawn, and read again, cannot grow without bounds.
 
     Args:
         dim_token: width of a token.
         dim: width of the result.
         count: of tokens.
     """
+
+    LIMIT = 4.0  # standard deviations: tokens are normalised
 
     def __init__(self, dim_token: int, dim: int, count: int):
         super().__init__()
@@ -96,13 +99,14 @@ class Recent(Module):
 
     def forward(self, seq: Tensor) -> Tensor:
         """The result at each position of sequences (b n d): (b n dim)."""
-        padded = F.pad(seq, (0, 0, self.count, 0))
+        padded = F.pad(seq.clamp(-self.LIMIT, self.LIMIT), (0, 0, self.count, 0))
         windows = padded.unfold(1, self.count, 1)[:, : seq.shape[1]]  # (b n d k)
         return self.proj(windows.flatten(2).to(self.proj.weight.dtype))
 
     def after(self, seq: Tensor) -> Tensor:
         """The result at the position after sequences (b n d), (b dim); their ends are enough."""
-        last = F.pad(seq, (0, 0, max(self.count - seq.shape[1], 0), 0))[:, -self.count :]
+        last = seq[:, -self.count :].clamp(-self.LIMIT, self.LIMIT)
+        last = F.pad(last, (0, 0, self.count - last.shape[1], 0))
         return self.proj(last.transpose(1, 2).flatten(1).to(self.proj.weight.dtype))
 
 

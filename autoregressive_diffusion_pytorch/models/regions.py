@@ -15,7 +15,7 @@ from ..utils.validation import as_mask, as_tensor, check_positive_int
 from .generation import Generation
 from .orders import repeated
 from .readings import take
-from .tokenizers import Patches, patchify, unpatchify
+from .tokenizers import Tokenizer, patchify, unpatchify
 
 
 class Regions:
@@ -84,14 +84,14 @@ class Regions:
 
 
 class PixelRegion:
-    """The pixels of images that a mask marks, and the patches to draw for them.
+    """The pixels of images that a mask marks, and the tokens to draw for them.
 
     Args:
-        tokenizer: cuts images into patches.
+        tokenizer: cuts images into tokens.
         images, mask, whole_patches: as of `ImageAutoregressive.fill`.
     """
 
-    def __init__(self, tokenizer: Patches, images: Tensor, mask: Tensor, whole_patches: bool):
+    def __init__(self, tokenizer: Tokenizer, images: Tensor, mask: Tensor, whole_patches: bool):
         mask = as_mask("mask", mask, "pixels to draw").to(images.device)
         size = tuple(images.shape[-2:])
         if tuple(mask.shape) not in (size, (len(images), *size)):
@@ -101,11 +101,11 @@ class PixelRegion:
         self.mask = mask.expand(len(images), *size).unsqueeze(1)
         self.kept = images.detach().masked_fill(self.mask, 0.5)
         tokenizer.check_range(self.kept)
-        self.tokens = tokenizer.encode(self.kept)
-        self.drawn = patchify(self.mask, tokenizer.patch_size).any(dim=-1)
+        self.tokens = tokenizer.encode_known(self.kept, self.mask)
+        self.drawn = patchify(self.mask, tokenizer.cell).any(dim=-1)
         if whole_patches:
-            like = self.drawn.unsqueeze(-1).expand(-1, -1, math.prod(tokenizer.patch_size))
-            self.mask = unpatchify(like, tokenizer.patch_size, size)
+            like = self.drawn.unsqueeze(-1).expand(-1, -1, math.prod(tokenizer.cell))
+            self.mask = unpatchify(like, tokenizer.cell, size)
 
     def paste(self, filled: Tensor) -> Tensor:
         """Images with the pixels of the region from `filled`, and all others as they were."""
@@ -114,7 +114,7 @@ class PixelRegion:
 
 
 def fill_canvas(
-    fill: Callable[..., Tensor], tokenizer: Patches, images: Tensor, mask: Tensor, **options: Any
+    fill: Callable[..., Tensor], tokenizer: Tokenizer, images: Tensor, mask: Tensor, **options: Any
 ) -> Tensor:
     """Fills a region of images that are larger than a model's, window by window.
 
@@ -147,11 +147,11 @@ def fill_canvas(
     return images
 
 
-def _windows(size: tuple[int, int], tokenizer: Patches) -> list[tuple[slice, slice]]:
-    """Windows over a canvas, each of which overlaps the next ones by half, in whole patches."""
+def _windows(size: tuple[int, int], tokenizer: Tokenizer) -> list[tuple[slice, slice]]:
+    """Windows over a canvas, each of which overlaps the next ones by half, in whole tokens."""
     axes = []
-    for length, own, patch in zip(size, tokenizer.image_size, tokenizer.patch_size, strict=True):
-        stride = max(own // (2 * patch), 1) * patch
+    for length, own, cell in zip(size, tokenizer.image_size, tokenizer.cell, strict=True):
+        stride = max(own // (2 * cell), 1) * cell
         starts = (*range(0, length - own, stride), length - own)
         axes.append([slice(start, start + own) for start in starts])
     return list(product(*axes))

@@ -34,9 +34,33 @@ class Tokenizer(Module, ABC):
     grid: tuple[int, int]
     dim: int
 
+    @property
+    def cell(self) -> tuple[int, int]:
+        """Height and width in pixels of what one token shows."""
+        return tuple(size // n for size, n in zip(self.image_size, self.grid, strict=True))
+
+    def fits_on(self, images: Tensor) -> bool:
+        """Whether images are as large as these, or larger by whole tokens."""
+        sizes = zip(images.shape[-2:], self.image_size, self.cell, strict=False)
+        return images.ndim == 4 and all(
+            size >= own and (size - own) % cell == 0 for size, own, cell in sizes
+        )
+
     @abstractmethod
     def encode(self, images: Tensor) -> Tensor:
         """Images (b c h w) in [0, 1] to tokens (b n d)."""
+
+    @abstractmethod
+    def encode_rows(self, images: Tensor) -> Tensor:
+        """The first rows of images to the tokens of those rows, (b n d)."""
+
+    @abstractmethod
+    def encode_known(self, images: Tensor, hidden: Tensor) -> Tensor:
+        """Images to tokens, without reading pixels where `hidden` (b 1 h w) is True."""
+
+    def draw(self, images: Tensor) -> Tensor:
+        """Tokens to train on, at random where images do not determine them."""
+        return self.encode(images)
 
     @abstractmethod
     def decode(self, tokens: Tensor) -> Tensor:
@@ -111,15 +135,14 @@ class Patches(Tokenizer):
         self.grid = tuple(image // patch for image, patch in sizes)
         self.dim = channels * self.patch_size[0] * self.patch_size[1]
 
-    def fits_on(self, images: Tensor) -> bool:
-        """Whether images are as large as these, or larger by whole patches."""
-        sizes = zip(images.shape[-2:], self.image_size, self.patch_size, strict=False)
-        return images.ndim == 4 and all(
-            size >= own and (size - own) % patch == 0 for size, own, patch in sizes
-        )
-
     def encode(self, images: Tensor) -> Tensor:
         return patchify(images * 2 - 1, self.patch_size)
+
+    def encode_rows(self, images: Tensor) -> Tensor:
+        return self.encode(images)
+
+    def encode_known(self, images: Tensor, hidden: Tensor) -> Tensor:
+        return self.encode(images.masked_fill(hidden, 0.5))
 
     def dequantize(self, images: Tensor, generator: Generator | None) -> Tensor:
         """As `encode`, with noise that is uniform within the interval rounded to an 8-bit value."""

@@ -33,7 +33,7 @@ class ImageTrainer(Trainer):
         dataset: any dataset with a length, such as torch's, torchvision's or Hugging Face's, of
             images, pairs (image, label) or dictionaries (see `TrainingItems`). Pillow images are
             brought to the size and channels of the model. One with labels needs a model that takes
-            them.
+            them. A `LatentDataset` is for a model with an autoencoder.
         validation_dataset: another of the same kind, as of `Trainer`.
         results_folder: holds the grids of samples, `results.STEP.png`.
         save_results_every: steps between grids; there is one after the last step, too.
@@ -82,6 +82,8 @@ class ImageTrainer(Trainer):
         try_folders(self, dict(results_folder=folder))
 
     def call(self, function: Callable[..., Any], batch: dict[str, Tensor]) -> Any:
+        if "latents" in batch:
+            return function(**batch)
         conditions = {name: part for name, part in batch.items() if name != "images"}
         return function(batch["images"], **conditions)
 
@@ -94,7 +96,9 @@ class ImageTrainer(Trainer):
         if not isinstance(tokenizer, Tokenizer):
             return
         try:
-            tokenizer.check_range(first_batch(self, dataset, self.batch_size)["images"])
+            batch = first_batch(self, dataset, self.batch_size)
+            if "images" in batch:
+                tokenizer.check_range(batch["images"])
         except DamagedImageError:  # which counts when its turn comes
             return
         except ValueError as error:

@@ -1187,7 +1187,8 @@ def test_guidance_of_conditions_reads_one_condition_for_all(model_class):
 @models
 @pytest.mark.parametrize("length", [0, 1, 2, 4])
 def test_recent_tokens_are_read_alike_in_training_and_sampling(model_class, length):
-    model = stir(small_model(model_class, num_recent=3, num_classes=2, normalize=False)).eval()
+    given = dict(mean=0.0, scale=1.0)
+    model = stir(small_model(model_class, num_recent=3, num_classes=2, normalize=given)).eval()
     seq, labels = torch.randn(2, 6, 4), torch.tensor([0, 1])
     expected = model.conditions(seq, labels=labels)
     condition = model.conditioning(labels=labels)
@@ -1205,5 +1206,9 @@ def test_recent_tokens_are_read_alike_in_training_and_sampling(model_class, leng
     other[:, 1] += 1
     changed = (model.recent(other) != recent).any(dim=-1).any(dim=0)
     assert changed.tolist() == [False, False, True, True, True, False]
+    # what is far outside of the data adds no more
+    assert torch.equal(model.recent(seq + 1e3), model.recent(seq + 1e6))
     with pytest.raises(ValueError, match="num_recent needs order"):
         small_model(model_class, num_recent=3, order="random")
+    with pytest.raises(ValueError, match="num_recent needs tokens of unit scale"):
+        small_model(model_class, num_recent=3, normalize=False)
