@@ -44,11 +44,11 @@ DATASET = (
     *("labels_from_folders", "augment_horizontal_flip", "cache_in_memory", "skip_damaged"),
     "max_pixels",
 )
-SEQUENCE_DATASET = ("labels_from_folders", "frame", "max_length")
+SEQUENCE_DATASET = ("labels_from_folders", "frame", "codec", "max_length")
 # options of one kind of data alone
 ONLY = dict(
     images={*IMAGES, *DATASET} - {"labels_from_folders"},
-    sequences={"frame", "max_length", "predict_end", "dropout"},
+    sequences={"frame", "codec", "max_length", "predict_end", "dropout"},
 )
 NUM_RECENT = 3  # tokens that a model of sequences reads by a linear map
 MARGIN = 1.25  # how much longer than the longest known sequence a sample may be

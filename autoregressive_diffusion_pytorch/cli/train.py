@@ -55,6 +55,12 @@ def _by_size(name: str) -> str:
 SEQUENCE_OPTIONS = add_options(
     option("--frame", COUNT, "Of audio: samples per token."),
     option(
+        "--codec",
+        None,
+        "Of audio, instead: take latents of an AutoencoderOobleck of diffusers, by its folder or "
+        "Hugging Face name.",
+    ),
+    option(
         "--max-length",
         COUNT,
         "Tokens of a sequence; longer ones are cut at random. [default: the longest]",

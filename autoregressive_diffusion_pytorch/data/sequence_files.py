@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..utils.files import atomic_write
+from .codec import codec_of, decode, encode
 
 ENDINGS = (".npy", ".safetensors", ".csv", ".wav")
 KEY = "seq"  # of the tensor in a file of safetensors, where it holds several
@@ -30,12 +31,15 @@ class SequenceFormat:
         frame: of audio: samples per token; d is their number times that of the channels. The last
             frame is filled up with silence.
         sample_rate, channels: of audio.
+        codec: of audio whose tokens are latents, instead of `frame`: a folder or Hub name, as of
+            `codec_of`.
     """
 
     ending: str
     frame: int = 1
     sample_rate: int | None = None
     channels: int = 1
+    codec: str | None = None
 
     def shape(self, file: Path) -> tuple[int, int]:
         """The shape (n, d) of a file's sequence; but for tables without reading it all.
@@ -57,6 +61,9 @@ class SequenceFormat:
                     f"{info.samplerate} Hz and {info.channels} channels, others have "
                     f"{self.sample_rate} Hz and {self.channels}"
                 )
+            if self.codec is not None:
+                width = codec_of(self.codec).config.decoder_input_channels
+                return -(-info.frames // codec_of(self.codec).hop_length), width
             return -(-info.frames // self.frame), self.frame * info.channels
 
     def read(self, file: Path) -> Tensor:
@@ -70,7 +77,11 @@ class SequenceFormat:
             elif self.ending == ".csv":
                 array = torch.from_numpy(_read_table(file))
             else:
-                array = self._framed(_soundfile().read(file, dtype="float32", always_2d=True)[0])
+                array = _soundfile().read(file, dtype="float32", always_2d=True)[0]
+                if self.codec is None:
+                    array = self._framed(array)
+                else:
+                    array = encode(self.codec, torch.from_numpy(array))
             seq = array.view(_two_axes(tuple(array.shape)))
             if not seq.isfinite().all():
                 raise ValueError("some values are no finite numbers")
@@ -94,28 +105,40 @@ class SequenceFormat:
                 with partial.open("wb") as opened:  # numpy adds an ending to a name without it
                     np.save(opened, array.numpy())
             else:
-                samples = array.view(-1, self.channels).clamp(-1, 1).numpy()
+                samples = array if self.codec is None else decode(self.codec, array)
+                samples = samples.reshape(-1, self.channels).clamp(-1, 1).numpy()
                 _soundfile().write(partial, samples, self.sample_rate, format="WAV")
 
         atomic_write(file, write)
 
 
-def format_of(file: Path, frame: int | None = None) -> SequenceFormat:
-    """The format of a file, of audio with so many samples per token.
+def format_of(file: Path, frame: int | None = None, codec: str | None = None) -> SequenceFormat:
+    """The format of a file, of audio with so many samples per token, or a codec.
 
     Raises:
-        ValueError: it is none that can be read; or audio, and `frame` is missing.
+        ValueError: it is none that can be read; or audio, and both are missing, or both given, or
+            the codec is for other audio.
     """
     ending = file.suffix.lower()
     if ending not in ENDINGS:
         raise ValueError(f"{file} must end in one of {', '.join(ENDINGS)}")
     if ending != ".wav":
         return SequenceFormat(ending)
-    if frame is None:
-        raise ValueError(f"{file} is audio: frame, the number of samples per token, is missing")
+    if (frame is None) == (codec is None):
+        which = "is missing" if frame is None else "excludes a codec"
+        raise ValueError(f"{file} is audio: frame, the number of samples per token, {which}")
     with _named_errors(file):
         info = _soundfile().info(file)
-    return SequenceFormat(ending, frame, info.samplerate, info.channels)
+    found = SequenceFormat(ending, frame or 1, info.samplerate, info.channels, codec)
+    if codec is not None:
+        config = codec_of(codec).config
+        expected = config.sampling_rate, config.audio_channels
+        if expected != (info.samplerate, info.channels):
+            raise ValueError(
+                f"{file} must have {expected[0]} Hz and {expected[1]} channels for codec {codec}, "
+                f"got {info.samplerate} and {info.channels}"
+            )
+    return found
 
 
 class _named_errors:

@@ -23,6 +23,8 @@ class SequenceFolder(Dataset):
         labels_from_folders: each folder in `folder` holds a class, and an item is a pair (sequence,
             label); `classes` are their names, sorted.
         frame: of audio, samples per token.
+        codec: of audio, instead: tokens are latents of a codec (see `codec_of`). They are computed
+            once and kept in memory.
         max_length: of longer sequences a part of so many tokens is taken, another one at random
             each time it is read.
 
@@ -41,6 +43,7 @@ class SequenceFolder(Dataset):
         *,
         labels_from_folders: bool = False,
         frame: int | None = None,
+        codec: str | None = None,
         max_length: int | None = None,
     ):
         self.folder = Path(folder)
@@ -57,7 +60,8 @@ class SequenceFolder(Dataset):
                     f"{folder} must hold files of one kind, got {self.paths[0].name} and "
                     f"{path.name}"
                 )
-        self.format = format_of(self.paths[0], frame)
+        self.format = format_of(self.paths[0], frame, codec)
+        self._kept: dict[int, Tensor] = {}  # of a codec
         shapes = [self.format.shape(path) for path in self.paths]
         self.dim = shapes[0][1]
         for path, (_, dim) in zip(self.paths, shapes, strict=True):
@@ -77,12 +81,19 @@ class SequenceFolder(Dataset):
 
     def __getitem__(self, index: int) -> Tensor | tuple[Tensor, int]:
         path, length = self.paths[index], self.lengths[index]
-        seq = self.format.read(path)
+        seq = self._read(index)
         if len(seq) > length:
             spare = len(seq) - length + 1
             start = int(torch.randint(spare, ())) if self.is_cropped_at_random else 0
             seq = seq[start : start + length]
         return (seq, self.class_to_idx[self._class_of(path)]) if self.classes else seq
+
+    def _read(self, index: int) -> Tensor:
+        if self.format.codec is None:
+            return self.format.read(self.paths[index])
+        if index not in self._kept:
+            self._kept[index] = self.format.read(self.paths[index])
+        return self._kept[index]
 
     def without_augmentation(self) -> SequenceFolder:
         """The same sequences, of longer ones always their beginning, to validate on."""

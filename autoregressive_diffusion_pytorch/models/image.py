@@ -88,6 +88,8 @@ class ImageAutoregressive(Module, Pretrained, CompletionMixin):
                 raise ValueError(
                     f"model must not hold {name!r}: it is an argument of the image model itself"
                 )
+        if model.get("predict_end"):
+            raise ValueError("model must not hold 'predict_end': images have no end")
         self.train_max_noise = train_max_noise
         self.num_classes = num_classes
         self.dim_cond = dim_cond

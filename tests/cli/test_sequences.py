@@ -90,6 +90,31 @@ def test_audio_in_frames(call, tmp_path):
     assert (len(drawn), rate) == (500, 8000)
 
 
+def test_audio_as_latents_of_a_codec(call, tmp_path):
+    soundfile, diffusers = (pytest.importorskip(name) for name in ("soundfile", "diffusers"))
+    sizes = dict(encoder_hidden_size=8, decoder_channels=8, decoder_input_channels=4)
+    factors = dict(downsampling_ratios=[2, 4], channel_multiples=[1, 2])
+    codec = diffusers.AutoencoderOobleck(**sizes, **factors, audio_channels=1, sampling_rate=8000)
+    codec.save_pretrained("codec")
+    (tmp_path / "audio").mkdir()
+    for i in range(3):
+        noise = np.random.default_rng(i).normal(size=80 + i) / 10
+        soundfile.write(tmp_path / "audio" / f"{i}.wav", noise, 8000)
+    succeeded(call("train", "audio", *TINY, "--codec", "codec", "--no-ends"))
+    config = json.loads((tmp_path / "runs/audio/config.json").read_text())
+    assert (config["model"]["dim_input"], config["model"]["max_seq_len"]) == (4, 11)
+    succeeded(call("sample", "runs/audio", "--count", 1, "--steps", 1))
+    drawn, rate = soundfile.read(tmp_path / "runs/audio/samples/sample.0/0.wav")
+    assert (len(drawn), rate) == (8 * 11, 8000)
+    soundfile.write(tmp_path / "audio" / "0.wav", np.zeros(80), 16000)
+    assert "must have 8000 Hz and 1 channels" in failed(
+        call("train", "audio", *TINY, "--codec", "codec", "--run", "other")
+    )
+    assert "--frame, the number of samples per token, excludes a codec" in failed(
+        call("train", "audio", *TINY, "--codec", "codec", "--frame", 8, "--run", "other")
+    )
+
+
 def test_speech(call, tmp_path, monkeypatch):
     pytest.importorskip("aeon")
     succeeded(call("train", "speech", *TINY, "--labels", "--no-ends", "--keep-last", 1))
@@ -111,7 +136,7 @@ def test_what_is_of_images_is_refused(call, tables, tmp_path):
     )
     succeeded(call("train", tables, *TINY))
     for command in (("tune", "runs/tables"), ("distill", "runs/tables")):
-        assert "is for runs on images; this one is on sequences" in failed(call(*command))
+        assert "this one is on sequences" in failed(call(*command))
     fill = ("fill", "runs/tables", tables / "a" / "0.csv", "--box", "0,0,1,1")
     assert "is for runs on images" in failed(call(*fill))
     assert "has no use for --curve" in failed(call("evaluate", "runs/tables", "--curve"))
