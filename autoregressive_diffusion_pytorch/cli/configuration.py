@@ -30,8 +30,17 @@ FOLDER = SHARED | dict(
 )
 # of a cache of `ardiff encode`, which knows the size of the images
 LATENTS = FOLDER | dict(patch_size=1)
-SPEECH = dict(size="mini", num_noise_draws=4, batch_size=32, num_train_steps=1500, dropout=0.3)
-SEQUENCES = SHARED | dict(size="small", batch_size=16, num_train_steps=50000, dropout=0.0)
+SPEECH = dict(
+    size="mini",
+    num_noise_draws=4,
+    batch_size=32,
+    num_train_steps=1500,
+    dropout=0.3,
+    train_max_noise=0.1,
+)
+SEQUENCES = SHARED | dict(
+    size="small", batch_size=16, num_train_steps=50000, dropout=0.0, train_max_noise=0.0
+)
 BUILT_IN = {"digits": "images", "speech": "sequences"}  # and their kinds
 # and for other orders than raster, whose gradients are noisier (4 draws: Li et al. 2024)
 ANY_ORDER = dict(num_noise_draws=4)
@@ -48,7 +57,7 @@ SEQUENCE_DATASET = ("labels_from_folders", "frame", "codec", "max_length")
 # options of one kind of data alone
 ONLY = dict(
     images={*IMAGES, *DATASET} - {"labels_from_folders"},
-    sequences={"frame", "codec", "max_length", "predict_end", "dropout"},
+    sequences={"frame", "codec", "max_length", "predict_end", "dropout", "train_max_noise"},
 )
 NUM_RECENT = 3  # tokens that a model of sequences reads by a linear map
 MARGIN = 1.25  # how much longer than the longest known sequence a sample may be
@@ -135,7 +144,7 @@ def configuration(source: str, kind: str, options: dict[str, Any]) -> dict[str, 
     dropout = options["dropout"]
     regularized = dict(decoder_kwargs=dict(attn_dropout=dropout, ff_dropout=dropout))
     config["model"] = model | (regularized if dropout else {})
-    config["model"] |= dict(num_classes=None)
+    config["model"] |= dict(num_classes=None, train_max_noise=options["train_max_noise"])
     if options["order"] == "raster":
         config["model"] |= dict(predict_end=options["predict_end"], num_recent=NUM_RECENT)
     config["dataset"] = section(SEQUENCE_DATASET)

@@ -78,6 +78,14 @@ SEQUENCE_OPTIONS = add_options(
         "In the transformer, for few sequences. "
         f"[default: {SPEECH['dropout']} for speech, {SEQUENCES['dropout']:g} for a folder]",
     ),
+    option(
+        "--max-noise",
+        click.FloatRange(0, 1, max_open=True),
+        "Largest share of noise in the tokens that the transformer reads in training: steadies "
+        "what goes on from its own tokens. "
+        f"[default: {SPEECH['train_max_noise']} for speech, 0 for a folder]",
+        "train_max_noise",
+    ),
 )
 IMAGE_OPTIONS = add_options(
     option("--image-size", COUNT, f"Height and width of the images. {_by_source('image_size')}"),
