@@ -59,7 +59,7 @@ ONLY = dict(
     images={*IMAGES, *DATASET} - {"labels_from_folders"},
     sequences={"frame", "codec", "max_length", "predict_end", "dropout", "train_max_noise"},
 )
-NUM_RECENT = 3  # tokens that a model of sequences reads by a linear map
+NUM_RECENT = 4  # tokens that a model of sequences reads by a linear map
 MARGIN = 1.25  # how much longer than the longest known sequence a sample may be
 TRAINER = (
     *("num_train_steps", "num_epochs", "max_minutes", "batch_size"),
