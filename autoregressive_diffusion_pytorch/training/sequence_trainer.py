@@ -86,9 +86,8 @@ class SequenceTrainer(Trainer):
 
     def loss(self, model: Module, batch: dict[str, Tensor]) -> Tensor:
         """The sum over the tokens of a batch, over how many a batch has on average."""
-        return self.call(model, batch) * (
-            _tokens_of(batch) / (len(batch["seq"]) * self.mean_length)
-        )
+        average = len(batch["seq"]) * self.mean_length
+        return self.call(model, batch) * (_tokens_of(batch) / average)
 
     def validation_sums(self, model: Module, batch: dict[str, Tensor]) -> tuple[Tensor, float]:
         count = _tokens_of(batch)

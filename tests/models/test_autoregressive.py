@@ -1189,7 +1189,7 @@ def test_guidance_of_conditions_reads_one_condition_for_all(model_class):
 def test_recent_tokens_are_read_alike_in_training_and_sampling(model_class, length):
     given = dict(mean=0.0, scale=1.0)
     model = stir(small_model(model_class, num_recent=3, num_classes=2, normalize=given)).eval()
-    seq, labels = torch.randn(2, 6, 4), torch.tensor([0, 1])
+    seq, labels = 4 * torch.randn(2, 6, 4), torch.tensor([0, 1])  # some are beyond the limit
     expected = model.conditions(seq, labels=labels)
     condition = model.conditioning(labels=labels)
     order = torch.arange(6).expand(2, -1)
