@@ -36,10 +36,10 @@ SPEECH = dict(
     batch_size=32,
     num_train_steps=1500,
     dropout=0.3,
-    train_max_noise=0.1,
+    input_noise=0.1,
 )
 SEQUENCES = SHARED | dict(
-    size="small", batch_size=16, num_train_steps=50000, dropout=0.0, train_max_noise=0.0
+    size="small", batch_size=16, num_train_steps=50000, dropout=0.0, input_noise=0.0
 )
 BUILT_IN = {"digits": "images", "speech": "sequences"}  # and their kinds
 # and for other orders than raster, whose gradients are noisier (4 draws: Li et al. 2024)
@@ -57,9 +57,9 @@ SEQUENCE_DATASET = ("labels_from_folders", "frame", "codec", "max_length")
 # options of one kind of data alone
 ONLY = dict(
     images={*IMAGES, *DATASET} - {"labels_from_folders"},
-    sequences={"frame", "codec", "max_length", "predict_end", "dropout", "train_max_noise"},
+    sequences={"frame", "codec", "max_length", "predict_end", "dropout", "input_noise"},
 )
-NUM_RECENT = 4  # tokens that a model of sequences reads by a linear map
+NUM_RECENT = 3  # tokens that a model of sequences reads by a linear map
 MARGIN = 1.25  # how much longer than the longest known sequence a sample may be
 TRAINER = (
     *("num_train_steps", "num_epochs", "max_minutes", "batch_size"),
@@ -144,7 +144,7 @@ def configuration(source: str, kind: str, options: dict[str, Any]) -> dict[str, 
     dropout = options["dropout"]
     regularized = dict(decoder_kwargs=dict(attn_dropout=dropout, ff_dropout=dropout))
     config["model"] = model | (regularized if dropout else {})
-    config["model"] |= dict(num_classes=None, train_max_noise=options["train_max_noise"])
+    config["model"] |= dict(num_classes=None, input_noise=options["input_noise"])
     if options["order"] == "raster":
         config["model"] |= dict(predict_end=options["predict_end"], num_recent=NUM_RECENT)
     config["dataset"] = section(SEQUENCE_DATASET)

@@ -79,12 +79,11 @@ SEQUENCE_OPTIONS = add_options(
         f"[default: {SPEECH['dropout']} for speech, {SEQUENCES['dropout']:g} for a folder]",
     ),
     option(
-        "--max-noise",
+        "--input-noise",
         click.FloatRange(0, 1, max_open=True),
-        "Largest share of noise in the tokens that the transformer reads in training: steadies "
-        "what goes on from its own tokens. "
-        f"[default: {SPEECH['train_max_noise']} for speech, 0 for a folder]",
-        "train_max_noise",
+        "Largest std of noise in the tokens that the transformer reads in training, which are of "
+        "unit scale: steadies what goes on from its own tokens. "
+        f"[default: {SPEECH['input_noise']} for speech, 0 for a folder]",
     ),
 )
 IMAGE_OPTIONS = add_options(

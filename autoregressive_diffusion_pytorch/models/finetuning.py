@@ -24,7 +24,7 @@ Model = TypeVar("Model", SequenceModel, ImageAutoregressive)
 # arguments that leave the weights their meaning
 CHANGEABLE = {
     *("num_classes", "dim_cond", "image_size", "max_seq_len", "num_noise_draws"),
-    *("cond_drop_prob", "context_drop_prob", "train_max_noise"),
+    *("cond_drop_prob", "context_drop_prob", "train_max_noise", "input_noise"),
     *("min_mask_ratio", "mask_ratio_std", "anneal_to_raster", "predict_end"),
 }
 

@@ -11,7 +11,7 @@ from torch import Generator, Tensor
 from torch.nn import Module
 
 from ..heads.head import Head
-from ..utils.validation import check_generator
+from ..utils.validation import check_generator, check_share
 from .autoregressive import Autoregressive
 from .completion import CompletionMixin
 from .generation import Generation
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 CONTEXT_DROP_PROB = 0.1  # of image models, by default
 DERIVED_ARGUMENTS = ("dim_input", "max_seq_len")  # of the sequence model, from the tokenizer
-SHARED_ARGUMENTS = ("train_max_noise", "num_classes", "dim_cond")  # of both models
+SHARED_ARGUMENTS = ("num_classes", "dim_cond")  # of both models
 
 
 class ImageAutoregressive(Module, Pretrained, CompletionMixin):
@@ -44,7 +44,9 @@ class ImageAutoregressive(Module, Pretrained, CompletionMixin):
             `Latents`, where a patch is of latents.
         autoencoder: folder or name on the Hugging Face Hub of an autoencoder of diffusers, as of
             `FrozenAutoencoder`.
-        train_max_noise: as of the sequence model.
+        train_max_noise: in [0, 1). In training, the transformer reads past tokens that are mixed
+            with noise, whose fraction is drawn per image from U(0, train_max_noise): so it learns
+            to go on from its own, imperfect tokens.
         num_classes: number of labels to condition on, none by default.
         dim_cond: width of vectors to condition on, none by default.
         model: arguments of the sequence model, `Autoregressive`, but for `dim_input` and
@@ -74,6 +76,7 @@ class ImageAutoregressive(Module, Pretrained, CompletionMixin):
             self.tokenizer = Patches(image_size, patch_size, channels)
         else:
             self.tokenizer = Latents(image_size, patch_size, autoencoder, channels)
+        check_share(train_max_noise=train_max_noise)
         for name in DERIVED_ARGUMENTS:
             if name in model:
                 raise ValueError(
@@ -97,7 +100,6 @@ class ImageAutoregressive(Module, Pretrained, CompletionMixin):
             **defaults | model,
             dim_input=self.tokenizer.dim,
             max_seq_len=self.tokenizer.grid,
-            train_max_noise=train_max_noise,
             num_classes=num_classes,
             dim_cond=dim_cond,
         )
@@ -186,8 +188,15 @@ class ImageAutoregressive(Module, Pretrained, CompletionMixin):
             loss_reduction: "mean", or "none" for one loss per token, (b n).
         """
         tokens = self._tokens(images, latents)
+        noised = None
+        if self.training and self.train_max_noise > 0:
+            like = dict(device=tokens.device, dtype=tokens.dtype)
+            share = self.train_max_noise * torch.rand(len(tokens), 1, 1, **like)
+            noise = self.model.normalization.inverse(torch.randn_like(tokens))
+            noised = tokens.lerp(noise, share)
         conditions = dict(labels=labels, cond=cond, cond_mask=cond_mask)
-        return self.model(tokens, **conditions, loss_reduction=loss_reduction)
+        options = dict(noised_seq=noised, loss_reduction=loss_reduction)
+        return self.model(tokens, **conditions, **options)
 
     def _tokens(self, images: Tensor | None, latents: Tensor | None) -> Tensor:
         """The tokens of images or of latents."""

@@ -27,7 +27,7 @@ class ScoringMixin(ABC):
     end_head: EndHead | None  # of a model that predicts where sequences end
     normalization: Normalization
     max_seq_len: int
-    train_max_noise: float
+    input_noise: float
     context_drop_prob: float
     draws_any_order: bool
 
@@ -71,10 +71,10 @@ class ScoringMixin(ABC):
         if self.training:
             self.normalization.measure(seq.flatten(0, 1) if mask is None else seq[mask])
         seq, read = self.normalization(seq), self.normalization(read)
-        if self.training and self.train_max_noise > 0:
+        if self.training and self.input_noise > 0:
             like = dict(device=read.device, dtype=read.dtype)
-            share = self.train_max_noise * torch.rand(len(read), 1, 1, **like)
-            read = read.lerp(torch.randn_like(read), share)
+            std = self.input_noise * torch.rand(len(read), 1, 1, **like)
+            read = read + std * torch.randn_like(read)
         conditions = dict(labels=labels, cond=cond, cond_mask=cond_mask)
         ending = None if self.end_head is None else self.end_head.losses
         losses, counted = self._per_token(self.head, ending, seq, read, mask, **conditions)

@@ -42,9 +42,9 @@ class SequenceModel(ScoringMixin, Module, Pretrained, GenerationMixin):
             one for all, and False takes tokens as they are. `dict(radius=…)` is of tokens on a
             sphere around 0, to which drawn ones are projected (see `Sphere`). Samples and
             log-densities are those of the data.
-        train_max_noise: at least 0 and below 1. In training, the transformer reads tokens that are
-            mixed with noise of unit scale, whose share is drawn for each sequence from
-            U(0, train_max_noise): so it learns to go on from its own, imperfect tokens.
+        input_noise: in training, the transformer reads tokens with noise, whose std is drawn for
+            each sequence from U(0, input_noise), in units of the normalised tokens: so it learns to
+            go on from its own, imperfect ones.
         num_classes: number of labels to condition on, none by default.
         dim_cond: width of vectors to condition on, none by default. They are best of unit variance,
             and get no positional encoding.
@@ -76,7 +76,7 @@ class SequenceModel(ScoringMixin, Module, Pretrained, GenerationMixin):
         mlp_kwargs: dict | None = None,
         dim_input: int | None = None,
         normalize: Normalize = True,
-        train_max_noise: float = 0.0,
+        input_noise: float = 0.0,
         num_classes: int | None = None,
         dim_cond: int | None = None,
         num_cond_tokens: int = 4,
@@ -90,7 +90,7 @@ class SequenceModel(ScoringMixin, Module, Pretrained, GenerationMixin):
         width = dim if mlp_width is None else mlp_width
         check_positive_int(dim=dim, depth=depth, dim_head=dim_head, heads=heads)
         check_positive_int(mlp_depth=mlp_depth, mlp_width=width, dim_input=dim_input)
-        check_share(context_drop_prob=context_drop_prob, train_max_noise=train_max_noise)
+        check_share(context_drop_prob=context_drop_prob, input_noise=input_noise)
         check_head_kwargs(head_kwargs or {})
         self.dim_input = dim_input
         self.normalization = normalization_of(dim_input, normalize)
@@ -109,7 +109,7 @@ class SequenceModel(ScoringMixin, Module, Pretrained, GenerationMixin):
             cross_attend=cross_attend,
             cond_drop_prob=cond_drop_prob,
         )
-        self.train_max_noise = train_max_noise
+        self.input_noise = input_noise
         self.context_drop_prob = context_drop_prob
         if context_drop_prob > 0:
             self.no_context = AxialPositions(dim, self.backbone.positions.axis_lengths)

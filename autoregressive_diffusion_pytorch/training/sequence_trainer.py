@@ -30,8 +30,9 @@ class SequenceTrainer(Trainer):
     log-density in nats per token, where the model has one (`log_prob`), and else its loss.
 
     Args:
-        model: needs `model(seq, lens=…) -> loss`, the mean over all tokens, and `model.sample(
-        batch_size=…, generator=…)`, which gives tokens (b n d), or a pair of them and the lengths.
+        model: needs `model(seq, lens=…) -> loss`, the mean over all tokens, and
+            `model.sample(batch_size=…, generator=…)`, which gives tokens (b n d), or a pair of them
+            and the lengths.
         dataset: any dataset with a length, of sequences (n d), pairs (sequence, label) or
             dictionaries (see `SequenceItems`). Its attribute `lengths`, if it has one, gives the
             number of tokens of each; else all sequences are read for it once.

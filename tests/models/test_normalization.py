@@ -137,3 +137,19 @@ def test_drawn_tokens_lie_on_the_sphere_guided_or_not():
 def test_bad_normalizations_are_told(normalize, message):
     with pytest.raises((ValueError, TypeError), match=message):
         AutoregressiveFlow(**SMALL, normalize=normalize)
+
+
+def test_noise_reaches_the_transformer_only_while_training(monkeypatch):
+    model = small_model(dict(mean=MEAN, scale=SCALE), input_noise=0.5)
+    seq, seen = data(4000), []
+    read = model.read
+    monkeypatch.setattr(model, "read", lambda seq, *a, **k: seen.append(seq) or read(seq, *a, **k))
+    model.eval()(seq)
+    torch.testing.assert_close(seen[0], model.normalization(seq))
+    model.train()(seq)
+    # one std for each sequence, even from 0 to 0.5, of 18 values
+    std = (seen[1] - seen[0]).square().mean(dim=(1, 2)).sqrt()
+    allowed = 5 * 0.5 / math.sqrt(12 * 4000)
+    assert std.square().mean().sqrt().item() == pytest.approx(0.5 / math.sqrt(3), abs=2 * allowed)
+    assert std.quantile(0.95) > 0.4
+    assert std.quantile(0.05) < 0.1
