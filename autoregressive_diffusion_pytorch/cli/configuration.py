@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .run import sequence_model_class_of
@@ -14,7 +13,6 @@ if TYPE_CHECKING:
 
 # sizes of the model, each with its learning rate
 SIZES = {
-    "mini": dict(dim=64, depth=2, heads=4, mlp_width=64, mlp_depth=2, learning_rate=2e-3),
     "tiny": dict(dim=128, depth=4, heads=4, mlp_width=128, mlp_depth=3, learning_rate=2e-3),
     "small": dict(dim=256, depth=6, heads=4, mlp_width=384, mlp_depth=3, learning_rate=1e-3),
     "base": dict(dim=512, depth=12, heads=8, mlp_width=768, mlp_depth=3, learning_rate=5e-4),
@@ -30,8 +28,9 @@ FOLDER = SHARED | dict(
 )
 # of a cache of `ardiff encode`, which knows the size of the images
 LATENTS = FOLDER | dict(patch_size=1)
+# so few sequences that "tiny" learns them by heart
 SPEECH = dict(
-    size="mini",
+    **dict(dim=64, depth=2, heads=4, mlp_width=64, mlp_depth=2, learning_rate=2e-3),
     num_noise_draws=4,
     batch_size=32,
     num_train_steps=1500,
@@ -41,7 +40,6 @@ SPEECH = dict(
 SEQUENCES = SHARED | dict(
     size="small", batch_size=16, num_train_steps=50000, dropout=0.0, input_noise=0.0
 )
-BUILT_IN = {"digits": "images", "speech": "sequences"}  # and their kinds
 # and for other orders than raster, whose gradients are noisier (4 draws: Li et al. 2024)
 ANY_ORDER = dict(num_noise_draws=4)
 HIGHEST_RATE = 1e-3
@@ -68,21 +66,6 @@ TRAINER = (
 )
 
 
-def kind_of(source: str) -> str:
-    """What a source holds, "images", "latents" or "sequences"; one with any image holds images."""
-    from ..data.folder_listing import list_folder
-    from ..data.latents import is_cache
-    from ..data.sequence_files import ENDINGS
-
-    if source in BUILT_IN:
-        return BUILT_IN[source]
-    if is_cache(source):
-        return "latents"
-    if not Path(source).is_dir() or list_folder(source).images:
-        return "images"
-    return "sequences" if list_folder(source, ENDINGS).images else "images"
-
-
 def defaults_of(source: str, kind: str, options: dict[str, Any]) -> dict[str, Any]:
     """Options that are not given, by the source and the size of the model."""
     built_in = dict(digits=DIGITS, speech=SPEECH)
@@ -90,11 +73,10 @@ def defaults_of(source: str, kind: str, options: dict[str, Any]) -> dict[str, An
     preset = built_in.get(source, by_kind[kind])
     if options["num_epochs"] is not None:
         preset = preset | dict(num_train_steps=None)
-    size = SIZES[options["size"] or preset["size"]]
+    size = options["size"] or preset.get("size")
+    defaults = preset | SIZES.get(size, {})
     if options["order"] != "raster":
-        preset = preset | ANY_ORDER
-        size = size | dict(learning_rate=min(size["learning_rate"], HIGHEST_RATE))
-    defaults = preset | size
+        defaults |= ANY_ORDER | dict(learning_rate=min(defaults["learning_rate"], HIGHEST_RATE))
     return {name: value for name, value in defaults.items() if options.get(name) is None}
 
 
