@@ -304,7 +304,8 @@ def known(args: argparse.Namespace) -> None:
     from sklearn.metrics import roc_auc_score
 
     from autoregressive_diffusion_pytorch import ImageDataset
-    from autoregressive_diffusion_pytorch.cli.run import dataset_of, load_model, read_config, split
+    from autoregressive_diffusion_pytorch.cli.run import load_model, read_config, split
+    from autoregressive_diffusion_pytorch.cli.sources import dataset_of
     from autoregressive_diffusion_pytorch.evaluation.report import bits_per_dim
     from autoregressive_diffusion_pytorch.utils.manifests import newest_checkpoint
 

@@ -15,6 +15,7 @@ from .options import (
     SEED,
     HeadType,
     checkpoint_option,
+    minutes_option,
     one_line_errors,
     option,
 )
@@ -22,15 +23,13 @@ from .run import (
     TEACHER,
     autoencoder_of,
     check_kind,
-    check_source,
     checkpoint_of,
-    dataset_of,
-    is_built_in,
     model_class,
     new_run,
     read_config,
     say_checkpoint,
 )
+from .sources import absolute, check_source, dataset_of
 from .training import check_apart, check_free, start_run
 
 
@@ -52,7 +51,7 @@ from .training import check_apart, check_free, start_run
 @checkpoint_option
 @option("--source", None, "Where the images are now, if they were moved.")
 @option("--steps", COUNT, "Training steps. [default: a quarter of RUN's]", "num_train_steps")
-@option("--minutes", POSITIVE, "End after this time, even if steps are left.", "max_minutes")
+@minutes_option
 @option("--learning-rate", POSITIVE, "Highest one. [default: RUN's]")
 @option("--batch-size", COUNT, "Images per process and batch. [default: RUN's]")
 @option("--noise-draws", COUNT, "Noise draws per token and step.", "num_noise_draws", default=8)
@@ -85,7 +84,7 @@ def distill(
     check_kind(config, "distill", "images", "latents")
     folder = checkpoint_of(teacher_folder, checkpoint)
     if source is not None:
-        config["source"] = source if is_built_in(source) else str(Path(source).resolve())
+        config["source"] = absolute(source)
     check_source(config)
     run_folder = run_folder or new_run(f"{teacher_folder.resolve().name}-{head.rpartition(':')[2]}")
     check_free(run_folder)

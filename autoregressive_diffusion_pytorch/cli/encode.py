@@ -17,8 +17,9 @@ from .options import (
     max_pixels_option,
     one_line_errors,
     option,
+    workers_option,
 )
-from .run import dataset_of
+from .sources import absolute, dataset_of
 from .training import check_apart
 
 OPTIONS = add_options(
@@ -46,7 +47,7 @@ OPTIONS = add_options(
     max_pixels_option,
     option("--batch-size", COUNT, "Images encoded at a time.", default=32),
     option("--shard-size", COUNT, "Images in a file.", default=4096),
-    option("--workers", click.IntRange(0), "Processes that read images in advance.", default=0),
+    workers_option,
 )
 
 
@@ -77,8 +78,7 @@ def encode(
     from ..data.latents import write_cache
     from ..models.latents import FrozenAutoencoder
 
-    if source != "digits":
-        source = str(Path(source).resolve())
+    source = absolute(source)
     check_apart(output, source, "--output")
     if Path(autoencoder).is_dir():
         autoencoder = str(Path(autoencoder).resolve())

@@ -8,15 +8,8 @@ from typing import Any
 
 import click
 
-from .run import (
-    check_source,
-    checkpoint_of,
-    dataset_of,
-    images_of_cache,
-    is_built_in,
-    output_file,
-    split,
-)
+from .run import checkpoint_of, output_file, split
+from .sources import check_source, dataset_of, images_of_cache, is_built_in
 
 
 def checkpoint_and_output(

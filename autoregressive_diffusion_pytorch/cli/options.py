@@ -77,6 +77,18 @@ checkpoint_option = option(
 max_pixels_option = option(
     "--max-pixels", COUNT, "The largest image to read, width times height.", default=500_000_000
 )
+precision_option = option(
+    "--precision",
+    click.Choice(["auto", "no", "bf16", "fp16"]),
+    "Mixed precision; auto is bf16 where the device has instructions for it.",
+    default="auto",
+)
+workers_option = option(
+    "--workers", click.IntRange(0), "Processes that read images in advance.", default=0
+)
+minutes_option = option(
+    "--minutes", POSITIVE, "End after this time, even if steps are left.", "max_minutes"
+)
 seed_option = option("--seed", SEED, "Of all noise.", default=0)
 
 

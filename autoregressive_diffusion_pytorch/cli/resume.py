@@ -8,7 +8,8 @@ from typing import Any
 import click
 
 from .options import COUNT, FACTOR, POSITIVE, add_options, in_options, option, run_argument
-from .run import check_source, dataset_of, is_built_in, listed, read_config, write_config
+from .run import listed, read_config, write_config
+from .sources import absolute, check_source, dataset_of
 from .training import build_trainer, check_apart, run_trainer
 
 
@@ -75,7 +76,7 @@ def resume(run_folder: Path, source: str | None, minutes: float | None, **change
     config = read_config(run_folder)
     changes = {name: value for name, value in changes.items() if value is not None}
     if source is not None:
-        config["source"] = source if is_built_in(source) else str(Path(source).resolve())
+        config["source"] = absolute(source)
     _change(config, changes)
     config["trainer"]["max_minutes"] = minutes
     check_apart(run_folder, config["source"])

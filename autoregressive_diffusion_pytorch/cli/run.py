@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from ..models.sequence_model import SequenceModel
 
 
-SPEECH_PARTS = {"speech": "train", "speech-test": "test"}  # sources, and the parts they are
 ORDERS = ("raster", "random", "masked")
 TEACHER = "teacher"  # the folder of a distillation's teacher
 INITIAL = "initial"  # of the model that a fine-tuning starts with
@@ -189,78 +188,12 @@ def say_checkpoint(folder: Path) -> None:
     click.echo(f"{folder.name} ({fact})", err=True)
 
 
-def dataset_of(
-    config: dict[str, Any], source: str | None = None
-) -> tuple[Dataset, list[str] | None]:
-    """The data of a run, or of another source, and the names of their classes if it has any."""
-    from torch.utils.data import TensorDataset
-
-    from ..data.digits import digits
-    from ..data.image_folder import ImageDataset
-    from ..data.latents import LatentDataset
-
-    options, source = config["dataset"], source or config["source"]
-    has_labels = options["labels_from_folders"]
-    if config["kind"] == "sequences":
-        return _sequences_of(source, options)
-    with one_line_errors():
-        if config["kind"] == "latents":
-            dataset = LatentDataset(source)
-            return dataset, dataset.classes
-        if source == "digits":
-            images, labels = digits()
-            return (
-                (TensorDataset(images, labels), list("0123456789"))
-                if has_labels
-                else (images, None)
-            )
-        size, channels = config["model"]["image_size"], config["model"]["channels"]
-        dataset = ImageDataset(source, size, channels=channels, **options)
-        return dataset, dataset.classes if has_labels else None
-
-
-def images_of_cache(config: dict[str, Any]) -> dict[str, Any]:
-    """The configuration of a run on latents, as of one on the images that they were made of."""
-    from ..data.latents import read_cache
-
-    with one_line_errors():
-        return config | dict(kind="images", source=read_cache(config["source"])["source"])
-
-
-def _sequences_of(source: str, options: dict[str, Any]) -> tuple[Dataset, list[str] | None]:
-    from ..data.sequence_folder import SequenceFolder
-    from ..data.speech import SPEAKERS, speech
-
-    with one_line_errors():
-        if source not in SPEECH_PARTS:
-            dataset = SequenceFolder(source, **options)
-            return dataset, dataset.classes
-        utterances, speakers = speech(SPEECH_PARTS[source])
-        if not options["labels_from_folders"]:
-            return utterances, None
-        return list(zip(utterances, speakers.tolist(), strict=True)), list(SPEAKERS)
-
-
-def is_built_in(source: str) -> bool:
-    return source == "digits" or source in SPEECH_PARTS
-
-
 def check_kind(config: dict[str, Any], command: str, *kinds: str) -> None:
     """Whether a command works on runs of this kind of data."""
     if config["kind"] not in kinds:
         raise click.ClickException(
             f"`ardiff {command}` is for runs on {' or '.join(kinds)}; this one is on "
             f"{config['kind']}"
-        )
-
-
-def check_source(config: dict[str, Any]) -> None:
-    """Whether the data of a run are where they were."""
-    source = config["source"]
-    if not is_built_in(source) and not Path(source).is_dir():
-        raise click.ClickException(
-            f"folder {source} of the run's {config['kind']} does not exist: "
-            "`ardiff resume RUN --source FOLDER` says where they are now"
         )
 
 

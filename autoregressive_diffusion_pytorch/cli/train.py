@@ -11,7 +11,6 @@ from ..heads import HEADS
 from ..utils.text import printable
 from .configuration import (
     ANY_ORDER,
-    BUILT_IN,
     DIGITS,
     FOLDER,
     HIGHEST_RATE,
@@ -22,7 +21,6 @@ from .configuration import (
     configuration,
     defaults_of,
     fit_to_data,
-    kind_of,
     options_of_cache,
 )
 from .finetuning import TrainedModel
@@ -36,10 +34,14 @@ from .options import (
     add_options,
     flag,
     max_pixels_option,
+    minutes_option,
     one_line_errors,
     option,
+    precision_option,
+    workers_option,
 )
-from .run import ORDERS, dataset_of, new_run
+from .run import ORDERS, new_run
+from .sources import absolute, dataset_of, kind_of
 from .training import check_apart, check_free, start_run
 
 
@@ -106,7 +108,8 @@ MODEL_OPTIONS = add_options(
     option(
         "--size",
         click.Choice(list(SIZES)),
-        f"Of the model: sets the next six options. {_by_source('size')}",
+        "Of the model: sets the next six options; for speech they are smaller by default. "
+        f"[default: {DIGITS['size']} for digits, {FOLDER['size']} for a folder]",
     ),
     option("--dim", COUNT, f"Width of the transformer. {_by_size('dim')}"),
     option("--depth", COUNT, f"Layers of the transformer. {_by_size('depth')}"),
@@ -135,7 +138,7 @@ LENGTH_OPTIONS = add_options(
         "Train until each image was seen so often, instead of --steps.",
         "num_epochs",
     ),
-    option("--minutes", POSITIVE, "End after this time, even if steps are left.", "max_minutes"),
+    minutes_option,
     option("--batch-size", COUNT, f"Images per process and batch. {_by_source('batch_size')}"),
     option("--accumulate", COUNT, "Batches per step.", default=1),
 )
@@ -177,15 +180,10 @@ DATA_OPTIONS = add_options(
     flag("--cache", "Keep images in memory once they are read.", "cache_in_memory"),
 )
 MACHINE_OPTIONS = add_options(
-    option(
-        "--precision",
-        click.Choice(["auto", "no", "bf16", "fp16"]),
-        "Mixed precision; auto is bf16 where the device has instructions for it.",
-        default="auto",
-    ),
+    precision_option,
     flag("--gradient-checkpointing", "Less memory, a quarter more time."),
     flag("--compile", "Compile the model with torch.compile first."),
-    option("--workers", click.IntRange(0), "Processes that read images in advance.", default=0),
+    workers_option,
 )
 FINETUNING_OPTIONS = add_options(
     option(
@@ -281,8 +279,7 @@ def train(
         if trained is not None:
             how = f"the model of --from draws {trained.told()}"
         raise click.UsageError(f"the digits are grey images of 8 x 8 pixels: {how}")
-    if source not in BUILT_IN:
-        source = str(Path(source).resolve())  # the run may be resumed from elsewhere
+    source = absolute(source)
     config = configuration(source, kind, options)
     run_folder = run_folder or new_run(printable(Path(source).name))
     check_free(run_folder)

@@ -19,10 +19,14 @@ from .options import (
     flag,
     in_options,
     max_pixels_option,
+    minutes_option,
     one_line_errors,
     option,
+    precision_option,
+    workers_option,
 )
-from .run import dataset_of, split
+from .run import split
+from .sources import absolute, dataset_of
 from .training import check_apart
 
 TRAINING = "training"  # the folder of checkpoints, grids and logs
@@ -59,7 +63,7 @@ AUTOENCODER_OPTIONS = add_options(
 )
 TRAINING_OPTIONS = add_options(
     option("--steps", COUNT, f"Training steps. {_by_source('num_train_steps')}", "num_train_steps"),
-    option("--minutes", POSITIVE, "End after this time, even if steps are left.", "max_minutes"),
+    minutes_option,
     option("--batch-size", COUNT, "Images per process and batch.", default=16),
     option("--learning-rate", POSITIVE, "Highest one.", default=1e-3),
     option(
@@ -78,13 +82,8 @@ TRAINING_OPTIONS = add_options(
     flag("--skip-damaged", "Leave out image files that cannot be read."),
     max_pixels_option,
     flag("--cache", "Keep images in memory once they are read.", "cache_in_memory"),
-    option(
-        "--precision",
-        click.Choice(["auto", "no", "bf16", "fp16"]),
-        "Mixed precision; auto is bf16 where the device has instructions for it.",
-        default="auto",
-    ),
-    option("--workers", click.IntRange(0), "Processes that read images in advance.", default=0),
+    precision_option,
+    workers_option,
     option("--sample-every", COUNT, "Steps between grids.", "save_results_every", default=500),
     option("--checkpoint-every", COUNT, "Steps between checkpoints.", default=1000),
     option("--seed", SEED, "Seed of the weights, the order of images and the noise.", default=0),
@@ -107,8 +106,7 @@ def train_autoencoder(source: str, output: Path, resume: bool, **options) -> Non
     defaults = DIGITS if source == "digits" else FOLDER
     options |= {name: defaults[name] for name in defaults if options[name] is None}
     options["factor"] = int(options["factor"])
-    if source != "digits":
-        source = str(Path(source).resolve())
+    source = absolute(source)
     check_apart(output, source, "--output")
     folder = output / TRAINING
     _check_options(folder, dict(source=source, **options), resume)

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from .options import in_options, one_line_errors
-from .run import is_built_in, new_model, split, write_config
+from .run import new_model, split, write_config
+from .sources import is_built_in
 
 if TYPE_CHECKING:
     from torch.utils.data import Dataset

@@ -63,7 +63,10 @@ class Listing:
 
 
 def list_folder(
-    folder: str | Path, exts: Sequence[str] | None = None, by_class: bool = False
+    folder: str | Path,
+    exts: Sequence[str] | None = None,
+    by_class: bool = False,
+    only_first: bool = False,
 ) -> Listing:
     """Finds the images below a folder by the endings of their names; links are followed.
 
@@ -73,6 +76,8 @@ def list_folder(
         exts: endings of the files to find, in any case; by default of all that are read here.
         by_class: each folder in it holds a class: what two of them lead to is searched for both,
             and images beside them are left out.
+        only_first: search no further than the first folder that holds any: enough to know whether
+            there are some.
 
     Raises:
         OSError: if the folder is missing, is a file, or cannot be opened.
@@ -82,7 +87,7 @@ def list_folder(
         raise FileNotFoundError(f"folder {folder} does not exist")
     if not folder.is_dir():
         raise NotADirectoryError(f"folder {folder} is a file; expected a folder of images")
-    search = _Search(Listing(folder), exts)
+    search = _Search(Listing(folder), exts, only_first)
     try:
         folders = search.scan(str(folder), is_linked=False)
     except PermissionError as error:
@@ -100,8 +105,9 @@ def list_folder(
 
 
 class _Search:
-    def __init__(self, listing: Listing, exts: Sequence[str] | None):
+    def __init__(self, listing: Listing, exts: Sequence[str] | None, only_first: bool):
         self.listing = listing
+        self.only_first = only_first
         self.suffixes = suffixes(readable_endings() if exts is None else exts)
         # whoever names endings does not want others
         self.others = suffixes((*PICTURES, *OTHER_PICTURES)) if exts is None else ()
@@ -113,7 +119,7 @@ class _Search:
             for path, is_linked in folders:
                 (links if is_linked else real).append((path, is_linked))
             folders = []
-            if not (queue := real or links):
+            if not (queue := real or links) or (self.only_first and self.listing.images):
                 return
             path, is_linked = queue.popleft()
             try:

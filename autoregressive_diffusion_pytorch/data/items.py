@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,32 @@ from ..utils.validation import as_height_and_width, as_tensor
 from .image_files import fit_image
 
 LABEL_KEYS = ("label", "labels")
+
+
+def parts_of(
+    item: Any, refusal: Callable[[str], Exception], **content_keys: Sequence[str]
+) -> dict[str, Any]:
+    """The parts of a dataset's item by their names, as far as it has them.
+
+    Args:
+        item: the content alone, a tuple (content, label), or a mapping of all parts.
+        refusal: the error for an item that is none of these, of what was got.
+        content_keys: by the names of the contents, of which the first is that of the tuple, the
+            keys under which a mapping may hold them.
+    """
+    if isinstance(item, Mapping):
+        names = content_keys | dict(labels=LABEL_KEYS, cond=("cond",), cond_mask=("cond_mask",))
+        parts = {
+            name: next((item[key] for key in keys if key in item), None)
+            for name, keys in names.items()
+        }
+    elif isinstance(item, (tuple, list)):
+        if len(item) not in (1, 2):
+            raise refusal(f"a {type(item).__name__} of {len(item)}")
+        parts = dict(zip((next(iter(content_keys)), "labels"), item, strict=False))
+    else:
+        parts = {next(iter(content_keys)): item}
+    return {name: part for name, part in parts.items() if part is not None}
 
 
 class TrainingItems(Dataset):
@@ -50,23 +76,10 @@ class TrainingItems(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         item = self.dataset[index]
-        if isinstance(item, Mapping):
-            names = dict(images=self.IMAGE_KEYS, labels=LABEL_KEYS)
-            names |= {name: (name,) for name in ("cond", "cond_mask")}
-            parts = {}
-            for name, keys in names.items():
-                parts[name] = next((item[key] for key in keys if key in item), None)
-            if "latents" in item:
-                parts |= dict(latents=item["latents"])
-        elif isinstance(item, (tuple, list)):
-            if len(item) not in (1, 2):
-                raise self._refusal(f"a {type(item).__name__} of {len(item)}")
-            parts = dict(zip(("images", "labels"), item, strict=False))
-        else:
-            parts = dict(images=item)
+        parts = parts_of(item, self._refusal, images=self.IMAGE_KEYS, latents=("latents",))
         if "latents" not in parts:
-            parts["images"] = self._to_tensor(parts["images"], item)
-        return {name: as_tensor(name, part) for name, part in parts.items() if part is not None}
+            parts["images"] = self._to_tensor(parts.get("images"), item)
+        return {name: as_tensor(name, part) for name, part in parts.items()}
 
     def _to_tensor(self, image: Any, item: Any) -> Tensor:
         if isinstance(image, Image.Image) and None not in (self.image_size, self.channels):

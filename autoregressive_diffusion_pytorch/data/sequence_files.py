@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import csv
-import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -141,19 +142,15 @@ def format_of(file: Path, frame: int | None = None, codec: str | None = None) ->
     return found
 
 
-class _named_errors:
+@contextmanager
+def _named_errors(file: Path) -> Iterator[None]:
     """Makes errors of reading ValueErrors that name the file."""
-
-    def __init__(self, file: Path):
-        self.file = file
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind, error, traceback) -> None:
-        kinds = (ValueError, OSError, RuntimeError, SafetensorError, json.JSONDecodeError, EOFError)
-        if isinstance(error, kinds) and not isinstance(error, FileNotFoundError):
-            raise ValueError(f"{self.file} cannot be read as a sequence: {error}") from error
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except (ValueError, OSError, RuntimeError, SafetensorError, EOFError) as error:
+        raise ValueError(f"{file} cannot be read as a sequence: {error}") from error
 
 
 def _two_axes(shape: tuple[int, ...]) -> tuple[int, int]:

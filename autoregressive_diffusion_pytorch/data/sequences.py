@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Subset, default_collate
 
 from ..utils.validation import as_tensor
-from .items import LABEL_KEYS, class_names
+from .items import class_names, parts_of
 
 
 class SequenceItems(Dataset):
@@ -33,22 +33,10 @@ class SequenceItems(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         item = self.dataset[index]
-        if isinstance(item, Mapping):
-            names = dict(seq=self.SEQUENCE_KEYS, labels=LABEL_KEYS)
-            names |= {name: (name,) for name in ("cond", "cond_mask")}
-            parts = {
-                name: next((item[key] for key in keys if key in item), None)
-                for name, keys in names.items()
-            }
-        elif isinstance(item, (tuple, list)):
-            if len(item) not in (1, 2):
-                raise self._refusal(f"a {type(item).__name__} of {len(item)}")
-            parts = dict(zip(("seq", "labels"), item, strict=False))
-        else:
-            parts = dict(seq=item)
-        if parts["seq"] is None:
+        parts = parts_of(item, self._refusal, seq=self.SEQUENCE_KEYS)
+        if "seq" not in parts:
             raise self._refusal(f"an item with the keys {', '.join(map(repr, item))}")
-        tensors = {name: as_tensor(name, x) for name, x in parts.items() if x is not None}
+        tensors = {name: as_tensor(name, part) for name, part in parts.items()}
         seq = tensors["seq"]
         if not seq.is_floating_point() or seq.ndim != 2 or 0 in seq.shape:
             raise self._refusal(f"{tuple(seq.shape)} of {seq.dtype}")
@@ -103,3 +91,8 @@ def pad_sequences(items: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
             else:
                 batch[name] = torch.nn.utils.rnn.pad_sequence(parts, batch_first=True)
     return batch | default_collate(items)
+
+
+def unpadded(seq: Tensor, lens: Sequence[int]) -> list[Tensor]:
+    """The sequences (n d) of a padded batch (b n d)."""
+    return [one[:length] for one, length in zip(seq, lens, strict=True)]

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import Module
 from torch.utils.data import Dataset
 
+from ..data.sequences import unpadded
 from ..models.image import ImageAutoregressive
 from ..models.sequence_model import SequenceModel
 from ..utils.distributed import map_over_processes
@@ -69,7 +70,7 @@ def draw_sequences(
         drawn = _draw(model, batch, seed=seed, labels=labels, **kwargs)
         seq, lens = drawn if isinstance(drawn, tuple) else (drawn, None)
         lens = [seq.shape[1]] * len(seq) if lens is None else lens.tolist()
-        return [one[:length] for one, length in zip(seq.cpu(), lens, strict=True)]
+        return unpadded(seq.cpu(), lens)
 
     name = "sequences" if progress else None
     batches = map_over_processes(draw, range(0, len(indices), batch_size), name)

@@ -17,8 +17,9 @@ from ..data.order import batches_of
 from ..models.latents import need_diffusers
 from ..utils.modes import evaluating
 from ..utils.validation import check_choice, check_positive_int
-from .loop import Part, Step, TrainingLoop
-from .together import attempt, by_main
+from .loop import TrainingLoop
+from .samples import Results
+from .together import by_main
 from .trainer import Trainer
 
 if TYPE_CHECKING:
@@ -117,28 +118,21 @@ def psnr(images: Tensor, others: Tensor) -> Tensor:
     return -10 * (images - others).square().flatten(1).mean(dim=1).clamp(min=1e-10).log10()
 
 
-class ReconstructionGrids(Part):
-    """Writes `results.STEP.png` every some steps and at the end: images, and below each its own.
+class ReconstructionGrids(Results):
+    """Writes grids of images every some steps and at the end, and below each what it decodes to.
 
     Args:
-        folder: holds them.
-        every: steps between them.
+        folder, every: as of `Results`.
         dataset: whose first images are shown, spread evenly.
     """
 
+    what, ending = "the grid", ".png"
+
     def __init__(self, folder: Path, every: int, dataset: TrainingItems):
-        self.folder = folder
-        self.every = every
+        super().__init__(folder, every)
         count = min(SHOWN_IMAGES, len(dataset))
         self.dataset = dataset
         self.shown = [i * len(dataset) // count for i in range(count)]
-
-    def after_step(self, trainer: TrainingLoop, step: Step) -> None:
-        if step.finished or (trainer.step % self.every == 0 and not step.stopped):
-            attempt(trainer, f"the grid of step {trainer.step}", lambda: self.save(trainer))
-
-    def path(self, step: int) -> Path:
-        return self.folder / f"results.{step}.png"
 
     def save(self, trainer: TrainingLoop) -> None:
         """Writes the grid of the averaged weights, and logs its peak signal-to-noise ratio."""

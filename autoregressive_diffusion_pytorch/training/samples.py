@@ -23,25 +23,51 @@ from .trial import first_batch
 PER_SAMPLE_ARGUMENTS = {"labels", "cond", "cond_mask", "guidance_scale"}  # of `sample`
 
 
-class Samples(Part):
-    """Draws samples with the averaged weights every some steps and at the end, and writes them.
+class Results(Part):
+    """Writes what shows the progress of a training, every some steps and at the end.
 
     Args:
         folder: holds `results.STEP` and the ending.
         every: steps between them.
-        num_samples: how many, unless the conditions say it.
-        sample_kwargs: further arguments of `model.sample`.
     """
 
     what: str  # for messages
     ending: str
 
-    def __init__(self, folder: Path, every: int, num_samples: int, sample_kwargs: dict | None):
-        check_positive_int(save_results_every=every, num_samples=num_samples)
-        if "batch_size" in (sample_kwargs or {}):
-            raise ValueError("sample_kwargs must not hold 'batch_size': num_samples says it")
+    def __init__(self, folder: Path, every: int):
+        check_positive_int(save_results_every=every)
         self.folder = folder
         self.every = every
+
+    @abstractmethod
+    def save(self, trainer: TrainingLoop) -> None:
+        """Writes them now. All processes call it; if it fails in one, all raise."""
+
+    def after_step(self, trainer: TrainingLoop, step: Step) -> None:
+        if step.finished or (trainer.step % self.every == 0 and not step.stopped):
+            self.attempt(trainer)
+
+    def attempt(self, trainer: TrainingLoop) -> None:
+        attempt(trainer, f"{self.what} of step {trainer.step}", lambda: self.save(trainer))
+
+    def path(self, step: int) -> Path:
+        return self.folder / f"results.{step}{self.ending}"
+
+
+class Samples(Results):
+    """Draws samples with the averaged weights every some steps and at the end, and writes them.
+
+    Args:
+        folder, every: as of `Results`.
+        num_samples: how many, unless the conditions say it.
+        sample_kwargs: further arguments of `model.sample`.
+    """
+
+    def __init__(self, folder: Path, every: int, num_samples: int, sample_kwargs: dict | None):
+        super().__init__(folder, every)
+        check_positive_int(num_samples=num_samples)
+        if "batch_size" in (sample_kwargs or {}):
+            raise ValueError("sample_kwargs must not hold 'batch_size': num_samples says it")
         self.num_samples = num_samples
         self.sample_kwargs = sample_kwargs or {}
         self._conditions: dict[str, Tensor] | None = None
@@ -65,17 +91,7 @@ class Samples(Part):
             pending = not self.path(trainer.step).exists()
         (pending,) = broadcast_object_list([pending])
         if pending:
-            self._attempt(trainer)
-
-    def after_step(self, trainer: TrainingLoop, step: Step) -> None:
-        if step.finished or (trainer.step % self.every == 0 and not step.stopped):
-            self._attempt(trainer)
-
-    def _attempt(self, trainer: TrainingLoop) -> None:
-        attempt(trainer, f"{self.what} of step {trainer.step}", lambda: self.save(trainer))
-
-    def path(self, step: int) -> Path:
-        return self.folder / f"results.{step}{self.ending}"
+            self.attempt(trainer)
 
     def files(self, step: int) -> list[Path]:
         """What is written at a step, as far as it can be."""

@@ -12,9 +12,10 @@ from torch import Tensor
 from torch.nn import Module
 from torch.utils.data import Dataset
 
+from ..data.order import batches_of
 from ..data.sequence_plots import can_plot, plot_sequences
 from ..data.sequence_statistics import compare
-from ..data.sequences import SequenceItems, pad_sequences
+from ..data.sequences import SequenceItems, pad_sequences, unpadded
 from ..utils.files import atomic_write_text
 from .loop import TrainingLoop
 from .samples import Samples
@@ -137,9 +138,10 @@ class SequenceResults(Samples):
         return [self.path(step), self.path(step).with_suffix(".png")]
 
     def real(self) -> dict[str, Tensor]:
-        """The real sequences, as a batch."""
+        """The real sequences, as a batch, the same in a resumed run."""
         if self._real is None:
-            self._real = pad_sequences([self.items[i] for i in self.indices])
+            options = dict(collate_fn=pad_sequences)
+            (self._real,) = batches_of(self.items, self.indices, len(self.indices), **options)
         return self._real
 
     def make_conditions(self, trainer: TrainingLoop) -> dict[str, Tensor]:
@@ -157,7 +159,8 @@ class SequenceResults(Samples):
     def write(self, trainer: TrainingLoop, drawn: tuple[Tensor, ...], path: Path) -> None:
         real = self.real()
         lens = real.get("lens", torch.full(real["seq"].shape[:1], real["seq"].shape[1]))
-        real, sampled = unpadded(real["seq"], lens), unpadded(*(x.cpu() for x in drawn))
+        real = unpadded(real["seq"], lens.tolist())
+        sampled = unpadded(drawn[0].cpu(), drawn[1].tolist())
         found = compare(real, sampled)
         atomic_write_text(path, json.dumps(dict(step=trainer.step, **found), indent=2))
         trainer.log_values({name: x for name, x in found.items() if isinstance(x, float)})
@@ -166,8 +169,3 @@ class SequenceResults(Samples):
             for tracker in trainer.accelerator.trackers:
                 if tracker.name == "tensorboard":
                     tracker.writer.add_image("sequences", picture, trainer.step, dataformats="HWC")
-
-
-def unpadded(seq: Tensor, lens: Tensor) -> list[Tensor]:
-    """The sequences (n d) of a padded batch (b n d)."""
-    return [one[:length] for one, length in zip(seq, lens.tolist(), strict=True)]

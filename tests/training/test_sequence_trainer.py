@@ -141,3 +141,16 @@ def test_sequences_that_do_not_fit_are_told_before_the_start(tmp_path):
         make_trainer(tmp_path, dataset=[(torch.randn(3, 4), 0)])
     with pytest.raises(ValueError, match="sample_kwargs"):
         make_trainer(tmp_path, sample_kwargs=dict(solver="none"))
+
+
+def test_reading_real_sequences_for_a_plot_draws_no_random_numbers(tmp_path):
+    class Cropped(list):
+        def __getitem__(self, index):
+            return torch.randn(5, 3), 0
+
+    trainer = make_trainer(tmp_path, dataset=Cropped([0] * 8), sample_kwargs=dict(labels=[1, 0]))
+    before = torch.get_rng_state()
+    real = trainer.samples.real()["seq"]
+    assert torch.equal(torch.get_rng_state(), before)
+    again = make_trainer(tmp_path, dataset=Cropped([0] * 8)).samples.real()["seq"]
+    assert torch.equal(again, real)
