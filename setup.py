@@ -49,7 +49,7 @@ setup(
     extras_require={
         "audio": ["soundfile>=0.12"],
         "check": ["simplejpeg>=1.7"],
-        "demo": ["aeon>=1.0", "matplotlib>=3.6", "scikit-learn>=1.3"],
+        "demo": ["aeon>=1.0", "matplotlib>=3.6", "scikit-learn>=1.3", "torchdiffeq>=0.2.5"],
         "docs": ["mkdocs-material>=9", "mkdocstrings[python]>=0.26"],
         "latents": ["diffusers>=0.33"],
         "eval": ["matplotlib>=3.6", "torch-fidelity>=0.4", "torchdiffeq>=0.2.5"],

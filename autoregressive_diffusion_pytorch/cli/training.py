@@ -79,7 +79,8 @@ def build_trainer(
         precision = None if is_configured else best_precision()
     dataset, held_out = split(dataset, config)
     seed_process(config["seed"], rank=0)  # for the weights
-    with one_line_errors((ValueError, TypeError, OSError)), _explained(run_folder):
+    kinds = (ValueError, TypeError, OSError, ModuleNotFoundError)
+    with one_line_errors(kinds), _explained(run_folder):
         trainer_class = SequenceTrainer if config["kind"] == "sequences" else ImageTrainer
         trainer = trainer_class(
             new_model(config, run_folder) if model is None else model,

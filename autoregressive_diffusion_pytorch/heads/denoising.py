@@ -20,7 +20,7 @@ from ..utils.modes import evaluating
 from ..utils.rng import Generators
 from ..utils.validation import check_above_zero, check_choice, check_positive_int
 from .guidance import Guidance
-from .likelihood import DensitySolver, FlowToNoise
+from .likelihood import DensitySolver, FlowToNoise, need_torchdiffeq
 from .mlp import MLP
 from .sampler import Sampler
 from .scale import ScaledHead
@@ -312,4 +312,5 @@ class DenoisingHead(ScaledHead):
         return self.flow_to_noise(lambda time: self.modulate_time(time) + z_modulation)
 
     def density_settings(self, **solver_kwargs) -> dict[str, Any]:
+        need_torchdiffeq()
         return DensitySolver(**solver_kwargs).description(self.dim_token)

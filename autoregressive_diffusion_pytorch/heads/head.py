@@ -105,6 +105,7 @@ class Head(Module, ABC):
 
         Raises:
             ValueError: if one of them is wrong.
+            ModuleNotFoundError: if `log_prob` needs a package that is not installed.
         """
         return {}
 

@@ -117,7 +117,7 @@ class DensitySolver:
     @torch.no_grad()
     def log_density(self, samples: Tensor, flow: FlowToNoise) -> Tensor:
         """The log-density (…) in nats of samples (… d) in single precision or a higher one."""
-        odeint = _odeint()
+        odeint = need_torchdiffeq()
         probes, evaluations = self.probes(samples), count()
         most = MAX_NFE_DOUBLE if samples.dtype == torch.float64 else MAX_NFE
 
@@ -180,7 +180,8 @@ def _largest_error(state: tuple[Tensor, Tensor]) -> Tensor:
     return torch.maximum(x.square().mean(dim=-1).sqrt().max(), change.abs().max())
 
 
-def _odeint() -> Callable:
+def need_torchdiffeq() -> Callable:
+    """Its `odeint`; a ModuleNotFoundError, which says what to install, if it is not there."""
     try:
         from torchdiffeq import odeint
     except ModuleNotFoundError as error:

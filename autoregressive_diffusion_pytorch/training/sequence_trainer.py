@@ -73,6 +73,8 @@ class SequenceTrainer(Trainer):
             check_dataset("validation_dataset", validation_dataset, self.item)
             validation_dataset = SequenceItems(validation_dataset, "validation_dataset")
             _check_lengths("validation_dataset", validation_dataset, model)
+            if getattr(model, "has_density", False):
+                model.head.density_settings()  # whether it can be computed at all
             real = validation_dataset
         self.mean_length = sum(self.lengths) / len(self.lengths)
         self.samples = SequenceResults(real, folder, save_results_every, num_samples, sample_kwargs)

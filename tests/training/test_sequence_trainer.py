@@ -1,6 +1,7 @@
 """Training on sequences of different lengths."""
 
 import json
+import sys
 
 import pytest
 import torch
@@ -154,3 +155,10 @@ def test_reading_real_sequences_for_a_plot_draws_no_random_numbers(tmp_path):
     assert torch.equal(torch.get_rng_state(), before)
     again = make_trainer(tmp_path, dataset=Cropped([0] * 8)).samples.real()["seq"]
     assert torch.equal(again, real)
+
+
+def test_nats_that_cannot_be_computed_are_told_before_the_start(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchdiffeq", None)
+    with pytest.raises(ModuleNotFoundError, match="likelihoods need torchdiffeq"):
+        make_trainer(tmp_path, validation_dataset=sequences(2))
+    make_trainer(tmp_path)
