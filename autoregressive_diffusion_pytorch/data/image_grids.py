@@ -38,7 +38,15 @@ def save_image_grid(
     columns: int | None = None,
     row_names: Sequence[str] | None = None,
 ) -> None:
-    """Writes images (b c h w) in [0, 1] as one PNG picture, small ones enlarged.
+    """Writes the `image_grid` of these arguments as a PNG file."""
+    picture = image_grid(images, columns, row_names)
+    atomic_write(path, lambda partial: picture.save(partial, format="png"))
+
+
+def image_grid(
+    images: Tensor, columns: int | None = None, row_names: Sequence[str] | None = None
+) -> Image.Image:
+    """Images (b c h w) in [0, 1] as one picture, small ones enlarged.
 
     Args:
         images: of more than 4 channels the first three are shown.
@@ -54,7 +62,7 @@ def save_image_grid(
     picture = to_pil_image(grid.mul(255).add(0.5).clamp(0, 255).byte().cpu())
     if row_names is not None:
         picture = _with_row_names(picture, row_names, images.shape[-2] + GRID_PADDING)
-    atomic_write(path, lambda partial: picture.save(partial, format="png"))
+    return picture
 
 
 def _with_row_names(picture: Image.Image, names: Sequence[str], row_height: int) -> Image.Image:

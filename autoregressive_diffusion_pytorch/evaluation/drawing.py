@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -92,13 +93,22 @@ def draw_batch(
 def _draw(
     model: Module, indices: Sequence[int], *, seed: int, labels: Tensor | None, **kwargs
 ) -> Tensor | tuple[Tensor, Tensor]:
+    return model.sample(**batch_of(model, indices, seed=seed, labels=labels), **kwargs)
+
+
+def batch_of(
+    model: Module, indices: Sequence[int], *, seed: int, labels: Tensor | None = None
+) -> dict[str, Any]:
+    """The arguments of `sample`, or `stream`, for the images of `draw_images` with these numbers:
+    how many, their labels and generators.
+    """
     device = next(model.parameters()).device
     keys = [(i,) for i in indices]
     if labels is not None:
         keys = [(int(labels[i]), int((labels[:i] == labels[i]).sum())) for i in indices]
         labels = labels[torch.tensor(indices)]
     generators = [generator_for(seed, *key, device=device) for key in keys]
-    return model.sample(len(keys), labels=labels, generator=generators, **kwargs)
+    return dict(batch_size=len(keys), labels=labels, generator=generators)
 
 
 def dataset_batch(dataset: Dataset, indices: Sequence[int]) -> tuple[Tensor, Tensor | None]:

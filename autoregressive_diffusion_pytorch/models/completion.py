@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from ..utils.validation import check_positive_int
+from .generation import Generation
 from .orders import repeated
-from .regions import PixelRegion, fill_canvas, number_of_completed
+from .regions import PixelRegion, Regions, fill_canvas, number_of_completed
 from .settings import with_sampling_options
 
 if TYPE_CHECKING:
@@ -50,6 +52,26 @@ class CompletionMixin:
         Returns:
             Images (b · num_completions, c h w).
         """
+        generation, finish = self._completion(images, keep_rows, num_completions, options)
+        return finish(generation.run(progress))
+
+    @with_sampling_options
+    def stream_complete(
+        self,
+        images: Tensor,
+        keep_rows: int,
+        *,
+        num_completions: int = 1,
+        **options: Unpack[SamplingOptions],
+    ) -> Iterator[Tensor]:
+        """The images of `complete` after each iteration; grey where nothing is drawn yet."""
+        generation, finish = self._completion(images, keep_rows, num_completions, options)
+        return map(finish, generation.growing())
+
+    def _completion(
+        self, images: Tensor, keep_rows: int, num_completions: int, options: dict[str, Any]
+    ) -> tuple[Generation, Callable[[Tensor], Tensor]]:
+        """What draws the tokens of `complete`, and makes images of them."""
         self.tokenizer.check_images(images)
         check_positive_int(num_completions=num_completions)
         height, cell = self.image_size[0], self.tokenizer.cell[0]
@@ -65,11 +87,15 @@ class CompletionMixin:
         count *= num_completions
         # one image serves several scales
         batch_size = None if count == 1 else count
-        tokens = self.model.sample(batch_size, prompt, progress=progress, **options)
-        completed = self.tokenizer.decode(tokens)
-        # as they were: to tokens and back is not exact
-        completed[:, :, :keep_rows] = kept.repeat_interleave(len(completed) // len(kept), dim=0)
-        return completed
+        generation = Generation(self.model, batch_size, options, prompt=prompt)
+
+        def finish(tokens: Tensor) -> Tensor:
+            completed = self.tokenizer.decode(tokens)
+            # as they were: to tokens and back is not exact
+            completed[:, :, :keep_rows] = repeated(kept, len(completed))
+            return completed
+
+        return generation, finish
 
     @with_sampling_options
     def fill(
@@ -105,12 +131,43 @@ class CompletionMixin:
         Raises:
             TypeError: the model draws in raster order alone.
         """
-        given = dict(num_completions=num_completions, progress=progress, **options)
+        given = dict(num_completions=num_completions, whole_patches=whole_patches)
         if images.shape[-2:] != self.image_size and self.tokenizer.fits_on(images):
-            given |= dict(whole_patches=whole_patches)
+            given |= dict(progress=progress, **options)
             return fill_canvas(self.fill, self.tokenizer, images, mask, **given)
+        regions, finish = self._filling(images, mask, options, **given)
+        return finish(regions.run(progress))
+
+    @with_sampling_options
+    def stream_fill(
+        self,
+        images: Tensor,
+        mask: Tensor,
+        *,
+        num_completions: int = 1,
+        whole_patches: bool = False,
+        **options: Unpack[SamplingOptions],
+    ) -> Iterator[Tensor]:
+        """The images of `fill` after each iteration; grey where nothing is drawn yet.
+
+        Of images of the model's size, whose masks mark as many tokens.
+        """
+        given = dict(num_completions=num_completions, whole_patches=whole_patches)
+        regions, finish = self._filling(images, mask, options, **given)
+        return map(finish, regions.growing())
+
+    def _filling(
+        self,
+        images: Tensor,
+        mask: Tensor,
+        options: dict[str, Any],
+        num_completions: int,
+        whole_patches: bool,
+    ) -> tuple[Regions, Callable[[Tensor], Tensor]]:
+        """What draws the tokens of `fill`, and makes images of them."""
         self.tokenizer.check_images(images)
         region = PixelRegion(self.tokenizer, images, mask, whole_patches)
         count = number_of_completed(images, options)
         tokens, drawn = (repeated(x, count) for x in (region.tokens, region.drawn))
-        return region.paste(self.tokenizer.decode(self.model.fill(tokens, drawn, **given)))
+        regions = Regions(self.model, tokens, drawn, num_completions, options)
+        return regions, lambda tokens: region.paste(self.tokenizer.decode(tokens))

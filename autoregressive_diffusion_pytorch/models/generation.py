@@ -178,12 +178,23 @@ class Generation:
 
     def run(self, progress: bool = False) -> Tensor:
         """All tokens, (b n d), those of the prompt untouched; zeros after the end."""
+        seq, total = self._start(), len(self.order.sizes)
+        for positions, tokens in tqdm(self, desc="tokens", total=total, disable=not progress):
+            write(seq, positions, tokens)
+        return seq
+
+    def growing(self) -> Iterator[Tensor]:
+        """The tokens of `run` after each iteration, one tensor that fills up; zeros at first."""
+        seq = self._start()
+        for positions, tokens in self:
+            write(seq, positions, tokens)
+            yield seq
+
+    def _start(self) -> Tensor:
+        """The tokens of the prompt at their places, and zeros."""
         seq = self.prompt.new_zeros(self.batch_size, self.seq_len, self.prompt.shape[-1])
         known = repeated(self.order.known.expand(len(self.prompt), -1), self.batch_size)
         write(seq, known, repeated(self.prompt, self.batch_size))
-        total = len(self.order.sizes)
-        for positions, tokens in tqdm(self, desc="tokens", total=total, disable=not progress):
-            write(seq, positions, tokens)
         return seq
 
     @property

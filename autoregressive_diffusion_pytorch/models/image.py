@@ -17,7 +17,6 @@ from .completion import CompletionMixin
 from .generation import Generation
 from .hub import Pretrained, without_sampling_of_1_0
 from .latents import Latents
-from .readings import write
 from .sequence_model import SequenceModel
 from .settings import GenerationSettings, with_sampling_options
 from .tokenizers import Patches
@@ -308,13 +307,5 @@ class ImageAutoregressive(Module, Pretrained, CompletionMixin):
 
         Arguments as of `sample`.
         """
-        return self._growing(Generation(self.model, batch_size, options))
-
-    def _growing(self, generation: Generation) -> Iterator[Tensor]:
-        seq = None
-        for positions, tokens in generation:
-            if seq is None:
-                shape = (len(tokens), self.model.max_seq_len, self.model.dim_input)
-                seq = tokens.new_zeros(shape)
-            write(seq, positions, tokens)
-            yield self.tokenizer.decode(seq)
+        generation = Generation(self.model, batch_size, options)
+        return map(self.tokenizer.decode, generation.growing())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import product
 from typing import Any
 
@@ -81,6 +81,16 @@ class Regions:
         for (rows, _), seq in zip(self.parts, drawn, strict=True):
             result[rows] = seq.unflatten(0, (len(rows), -1))
         return result.flatten(0, 1)
+
+    def growing(self) -> Iterator[Tensor]:
+        """As of `Generation`, if the mask marks as many tokens of each sequence."""
+        if len(self.parts) > 1:
+            numbers = sorted(part.order.length - part.prompt.shape[1] for _, part in self.parts)
+            raise ValueError(
+                "mask must mark as many tokens of each image for a stream, got "
+                f"{' and '.join(map(str, numbers))}"
+            )
+        return self.parts[0][1].growing()
 
 
 class PixelRegion:

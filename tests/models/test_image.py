@@ -256,6 +256,23 @@ def test_completions_keep_the_given_rows_exactly(model_class, keep_rows):
 
 
 @models
+def test_completions_can_be_seen_growing(model_class):
+    model = small_model(model_class)
+    image, own = torch.rand(1, 3, 8, 8), dict(num_completions=2)
+    pictures = list(
+        model.stream_complete(image, 4, generator=torch.Generator().manual_seed(0), **own)
+    )
+    assert len(pictures) == 2
+    assert torch.equal(
+        pictures[-1], model.complete(image, 4, generator=torch.Generator().manual_seed(0), **own)
+    )
+    for picture in pictures:
+        assert torch.equal(picture[:, :, :4], image[:, :, :4].expand(2, -1, -1, -1))
+    assert (pictures[0][:, :, 4:, 4:] == 0.5).all()
+    assert not (pictures[0][:, :, 4:, :4] == 0.5).any()
+
+
+@models
 def test_completions_follow_the_kept_rows_and_labels(model_class, monkeypatch):
     model = stir(small_model(model_class, num_classes=3))
     image = torch.rand(1, 3, 8, 8)

@@ -107,6 +107,24 @@ def test_a_picture_grows_by_iterations(kind):
 
 
 @models
+def test_a_region_grows_by_iterations(kind):
+    model = small_model(kind)
+    image, mask = torch.rand(1, 2, 8, 12), box((8, 12), 0, 5, 3, 12)
+    own = dict(num_completions=3, num_iterations=3)
+    pictures = list(model.stream_fill(image, mask, generator=seeded(), **own))
+    assert len(pictures) == 3
+    assert torch.equal(pictures[-1], model.fill(image, mask, generator=seeded(), **own))
+    assert (pictures[0][:, :, mask] == 0.5).any()
+    assert all(
+        torch.equal(picture[:, :, ~mask], image[:, :, ~mask].expand(3, -1, -1))
+        for picture in pictures
+    )
+    other = torch.stack((mask, box((8, 12), 0, 4, 0, 4)))
+    with pytest.raises(ValueError, match=r"mask must mark as many tokens .* got 1 and 6"):
+        model.stream_fill(image.expand(2, -1, -1, -1), other)
+
+
+@models
 def test_a_larger_canvas_is_filled_by_windows(kind):
     model = small_model(kind, num_classes=3)
     images, mask = torch.rand(2, 2, 16, 24), torch.ones(16, 24).bool()
