@@ -19,6 +19,7 @@ from .export import export
 from .fill import fill
 from .resume import resume
 from .sample import sample
+from .serve import serve, watch
 from .train import train
 from .train_autoencoder import train_autoencoder
 from .tune import tune
@@ -34,7 +35,7 @@ def main() -> None:
 
 COMMANDS = (
     *(check, train, resume, distill, sample, complete, fill, evaluate, tune, export),
-    *(train_autoencoder, encode),
+    *(train_autoencoder, encode, serve, watch),
 )
 for command in COMMANDS:
     main.add_command(command)

@@ -67,10 +67,8 @@ def add_options(*options: Callable) -> Callable:
 
 
 OWN_HEAD = "The head of RUN, if it is your own: its module is imported."
-run_argument = add_options(
-    click.argument("run_folder", metavar="RUN", type=RUN),
-    option("--head", HeadType(), OWN_HEAD, metavar="MODULE:CLASS", expose_value=False),
-)
+own_head_option = option("--head", HeadType(), OWN_HEAD, metavar="MODULE:CLASS", expose_value=False)
+run_argument = add_options(click.argument("run_folder", metavar="RUN", type=RUN), own_head_option)
 checkpoint_option = option(
     "--checkpoint", COUNT, "Step of the checkpoint. [default: lowest validation loss, else newest]"
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -13,7 +14,11 @@ from torch import Tensor
 from ..utils.files import atomic_write
 from .sequence_statistics import PROBABILITIES, autocorrelations, power_spectrum, quantiles
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 CURVES = 8  # sequences in a panel
+PANELS = 16  # of single sequences
 CHANNELS = 4  # of which marginals and spectra are shown
 MOST_TOKENS = 200  # of a curve
 
@@ -21,6 +26,34 @@ MOST_TOKENS = 200  # of a curve
 def can_plot() -> bool:
     """Whether matplotlib is installed."""
     return find_spec("matplotlib") is not None
+
+
+def sequences_figure(seqs: Sequence[Tensor], titles: Sequence[str], known: int = 0) -> Figure:
+    """Sequences (n d), each in a panel with its title, and a line behind its `known` tokens.
+
+    Of many channels some are drawn, evenly spread; of many sequences the first.
+    """
+    from matplotlib.figure import Figure
+
+    seqs = [seq.float().cpu() for seq in seqs[:PANELS]]
+    columns = min(len(seqs), 4)
+    rows = -(-len(seqs) // columns)
+    size = (2.6 * columns + 0.5, 1.7 * rows + 0.3)
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).flatten()
+    dim = seqs[0].shape[1]
+    channels = [i * dim // min(dim, CHANNELS) for i in range(min(dim, CHANNELS))]
+    for axis, seq, title in zip(axes, seqs, titles, strict=False):
+        axis.plot(seq[:, channels], linewidth=0.9)
+        if known:
+            axis.axvline(known - 0.5, color="0.6", linewidth=0.9, linestyle=":")
+        axis.set_title(title, fontsize=9)
+    for axis in axes[len(seqs) :]:
+        axis.set_axis_off()
+    for axis in axes:
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.tick_params(labelsize=7)
+    return figure
 
 
 def plot_sequences(real: Sequence[Tensor], sampled: Sequence[Tensor], path: Path) -> np.ndarray:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from dataclasses import fields
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from ..models.settings import GenerationSettings
 from ..utils.files import atomic_write
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 DISTANCES = dict(
     frechet_distance="Fréchet distance", sliced_wasserstein="sliced Wasserstein distance"
@@ -79,6 +83,11 @@ def plot_tuning(report: dict, path: Path) -> None:
 
 
 def plot_surprise(image: Tensor, nats: Tensor, path: Path) -> None:
+    """Writes the `surprise_figure` as a PNG file."""
+    _save(surprise_figure(image, nats), path)
+
+
+def surprise_figure(image: Tensor, nats: Tensor) -> Figure:
     """An image (c h w) in [0, 1] beside a heat map of the nats of its patches (rows columns)."""
     figure, (left, right) = _figure(2, width=9, height=4)
     pixels = image[0] if image.shape[0] < 3 else image[:3].movedim(0, -1)
@@ -88,7 +97,7 @@ def plot_surprise(image: Tensor, nats: Tensor, path: Path) -> None:
     figure.colorbar(drawn, ax=right, label="nats per patch")
     for axis, title in ((left, "image"), (right, f"surprise: {nats.sum():.0f} nats in all")):
         axis.set(title=title, xticks=[], yticks=[])
-    _save(figure, path)
+    return figure
 
 
 def _figure(columns: int, width: float, height: float):

@@ -1,0 +1,181 @@
+"""The widgets of what a model can be asked for: labels, guidance, steps, order, lengths."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import gradio as gr
+
+from ..models.settings import GUIDANCE_SCHEDULES
+from .served import MAX_SAMPLES, Request, Served
+
+LEARNED = "1 draws from what was learned"
+BEST = 0  # as a checkpoint's step
+SHOWN_CLASSES = 12  # of more, one is chosen at first
+
+
+class Widgets:
+    """Widgets, by the names of what they choose, and the request that they make.
+
+    An option that stays as it is at first is not passed on: generation settings then decide.
+    """
+
+    def __init__(self, served: Served, count: int, counted: str):
+        self.served = served
+        self.own: dict[str, gr.components.Component] = {}
+        self.options: dict[str, gr.components.Component] = {}
+        model = served.model()
+        with gr.Group():
+            self._labels()
+            # a number of steps that the slider has
+            most = MAX_SAMPLES if served.format is None else 64
+            self.own["count"] = gr.Slider(1, min(most, 64), count, step=1, label=counted)
+            self.own["seed"] = gr.Number(0, label="Seed", precision=0, minimum=0)
+            self._guidance(model)
+            self.options["temperature"] = gr.Slider(
+                0, 1.5, model.generation.temperature, step=0.05, label="Temperature", info=LEARNED
+            )
+        with gr.Accordion("More settings", open=False):
+            self._advanced(model)
+
+    @property
+    def components(self) -> list[gr.components.Component]:
+        return [*self.own.values(), *self.options.values()]
+
+    def request(self, values: Sequence[Any]) -> Request:
+        """The request of the components' values."""
+        own = dict(zip(self.own, values, strict=False))
+        labels = own.pop("labels", None)
+        if self.served.classes is not None:
+            labels = labels or list(range(len(self.served.classes)))
+        options = {}
+        for (name, widget), value in zip(
+            self.options.items(), values[len(self.own) :], strict=True
+        ):
+            if value != widget.value and value is not None:
+                options[name] = value
+        edges = [options.pop(name, None) for name in ("low_sigma", "high_sigma")]
+        if edges != [None, None]:
+            options["guidance_interval"] = (edges[0] or 0.0, edges[1] or float("inf"))
+        if options.get("guidance_scale") == 0 and "guidance_interval" not in options:
+            labels = None
+        for name in ("count", "seed"):
+            if own[name] is None:
+                raise ValueError(f"{name} must be a whole number, got none")
+            own[name] = int(own[name])
+        step = own.pop("step", BEST) or None
+        return Request(labels=labels, step=step, options=options, **own)
+
+    def _labels(self) -> None:
+        served = self.served
+        if served.classes is None:
+            return
+        choices = [(name, label) for label, name in enumerate(served.classes)]
+        few = len(choices) <= SHOWN_CLASSES
+        self.own["labels"] = gr.Dropdown(
+            choices,
+            value=[] if few else [0],
+            multiselect=True,
+            label="What to draw",
+            info="Classes, a row for each; all if none is chosen.",
+        )
+
+    def _guidance(self, model) -> None:
+        settings, conditioning = model.generation, _sequence_model(model).conditioning
+        if self.served.classes is not None and conditioning.cond_drop_prob > 0:
+            self.options["guidance_scale"] = gr.Slider(
+                0,
+                8,
+                settings.guidance_scale,
+                step=0.1,
+                label="Guidance",
+                info=f"Above 1 to follow labels more closely; 0 for no label; {LEARNED}.",
+            )
+        if _sequence_model(model).context_drop_prob > 0:
+            self.options["context_guidance"] = gr.Slider(
+                0,
+                6,
+                settings.context_guidance,
+                step=0.1,
+                label="Context guidance",
+                info=f"Above 1 to follow what is drawn so far more closely; {LEARNED}.",
+            )
+
+    def _advanced(self, model) -> None:
+        settings, head = model.generation, model.head
+        own = head.sampling_settings(
+            **{
+                name: getattr(settings, name)
+                for name in ("num_steps", "solver")
+                if getattr(settings, name) is not None
+            }
+        )
+        if self.served.record is not None:
+            steps = [point.step for point in self.served.record.checkpoints]
+            self.own["step"] = gr.Dropdown(
+                [("best", BEST), *((f"step {step:,}", step) for step in steps)],
+                value=BEST,
+                label="Checkpoint",
+                info="The best has the lowest validation loss; without one it is the newest.",
+            )
+        if "num_steps" in own:
+            self.options["num_steps"] = gr.Slider(
+                1, 64, own["num_steps"], step=1, label="Steps per token"
+            )
+        if "solver" in own:
+            self.options["solver"] = gr.Dropdown(
+                list(head.NUM_SAMPLE_STEPS), value=own["solver"], label="Solver"
+            )
+        sequence_model = _sequence_model(model)
+        if sequence_model.draws_any_order:
+            self.options["order"] = gr.Dropdown(
+                ["random", "raster"], value="random", label="Order of the tokens"
+            )
+            length = sequence_model.max_seq_len
+            most = self._iterations(sequence_model)
+            self.options["num_iterations"] = gr.Slider(
+                1,
+                length,
+                most,
+                step=1,
+                label="Iterations",
+                info="Passes of the transformer, each for some tokens.",
+            )
+        if self.served.format is not None and sequence_model.draws_any_order is False:
+            longest = sequence_model.max_seq_len
+            self.options["seq_len"] = gr.Slider(1, longest, longest, step=1, label="Most tokens")
+        if sequence_model.end_head is not None:
+            self.options["min_seq_len"] = gr.Slider(1, longest, 1, step=1, label="Fewest tokens")
+            self.options["end_threshold"] = gr.Number(
+                settings.end_threshold,
+                label="Threshold of an end",
+                info="From 0 to 1: end where it is more probable; by default ends are drawn.",
+            )
+        if not {"guidance_scale", "context_guidance"}.isdisjoint(self.options):
+            self.options["guidance_target"] = gr.Dropdown(
+                ["tokens", "conditions"], value=settings.guidance_target, label="Guidance moves"
+            )
+        if "guidance_scale" in self.options:
+            self.options["guidance_schedule"] = gr.Dropdown(
+                list(GUIDANCE_SCHEDULES),
+                value=settings.guidance_schedule,
+                label="Guidance along the tokens",
+            )
+            with gr.Row():
+                for name, label in dict(low_sigma="from", high_sigma="up to").items():
+                    self.options[name] = gr.Number(
+                        None, label=f"Guide at sigma {label}", min_width=120
+                    )
+
+    def _iterations(self, sequence_model) -> int:
+        import torch
+
+        length, none_known = sequence_model.max_seq_len, torch.empty(1, 0, dtype=torch.long)
+        given = sequence_model.generation.num_iterations
+        return len(sequence_model.order_of(length, none_known, None, given).sizes)
+
+
+def _sequence_model(model):
+    """The sequence model, which that of images holds."""
+    return getattr(model, "model", model)
