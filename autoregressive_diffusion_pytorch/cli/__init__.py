@@ -1,7 +1,7 @@
 """The command line, `ardiff`: one module per command.
 
-A run is one folder: `config.json`, `checkpoints/`, `samples/`, `logs/`, `evaluation/` and, once
-tuned, `generation.json`.
+A run is one folder: `config.json`, `checkpoints/`, `samples/`, `logs/`, `progress.json`,
+`evaluation/` and, once tuned, `generation.json`.
 """
 
 from __future__ import annotations
