@@ -11,6 +11,7 @@ import sys
 import click
 
 from .check import check
+from .compare import compare
 from .complete import complete
 from .distill import distill
 from .encode import encode
@@ -18,6 +19,7 @@ from .evaluate import evaluate
 from .export import export
 from .fill import fill
 from .resume import resume
+from .runs import runs
 from .sample import sample
 from .train import train
 from .train_autoencoder import train_autoencoder
@@ -34,7 +36,7 @@ def main() -> None:
 
 COMMANDS = (
     *(check, train, resume, distill, sample, complete, fill, evaluate, tune, export),
-    *(train_autoencoder, encode),
+    *(train_autoencoder, encode, runs, compare),
 )
 for command in COMMANDS:
     main.add_command(command)

@@ -96,6 +96,20 @@ class RunRecord:
         return self.config["trainer"].get("num_train_steps")
 
     @property
+    def updated(self) -> datetime:
+        """When the run was last seen to go on, in UTC.
+
+        Raises:
+            OSError: if the folder holds no run.
+        """
+        if (progress := self.progress) is not None:
+            return datetime.fromisoformat(progress["updated"])
+        files = [point.folder / "manifest.json" for point in self.checkpoints]
+        times = [file.stat().st_mtime for file in files if file.exists()]
+        config = self.folder / "config.json"
+        return datetime.fromtimestamp(max(times, default=config.stat().st_mtime), timezone.utc)
+
+    @property
     def checkpoints(self) -> list[CheckpointRecord]:
         """The checkpoints by their steps, damaged ones too."""
         folders = list_checkpoints(self.folder / "checkpoints")
