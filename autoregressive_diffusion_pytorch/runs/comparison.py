@@ -102,12 +102,14 @@ def compare_runs(folders: Sequence[str | Path], step: int | None = None) -> Comp
     names = list(map(printable, names))
     settings = _differing([settings_of(run.config) for run in runs])
     apart = [row.name for row in settings if row.name in LOSS_DEPENDS_ON]
-    numbers, counts = _numbers(runs, comparable=not apart)
+    measured = [_measured(run) for run in runs]
+    bases = {basis for found in measured for basis in found.bases}
+    numbers = _numbers(runs, measured, losses_compare=not apart, measures_compare=len(bases) <= 1)
     notes = []
     if apart:
         notes.append(f"Losses do not compare: the runs differ in {', '.join(apart)}.")
-    if len(counts) > 1:
-        notes.append("Distances of different numbers of images do not compare.")
+    if len(bases) > 1:
+        notes.append("Measurements do not compare: they are of other data or numbers of samples.")
     curves = [run.curves() for run in runs]
     return Comparison(
         names,
@@ -175,22 +177,53 @@ def _differing(settings: list[dict[str, str]]) -> list[Row]:
 # numbers
 
 
-def _numbers(runs: list[RunRecord], comparable: bool) -> tuple[list[Row], set[int]]:
-    """Rows of numbers, and of how many generated images the distances are."""
+@dataclass
+class _Measured:
+    """What reports hold by name, and what it is of: data, how many, and how many samples."""
+
+    values: dict[str, float]
+    bases: set[tuple]
+    num_samples: int | None = None
+
+
+def _measured(run: RunRecord) -> _Measured:
+    """The newest of each in reports; of sequences without one, what was logged of samples."""
+    found = _Measured({}, set())
+    for name, report in reversed(run.evaluations):
+        if not name.startswith("report."):
+            continue
+        generated = report.get("generated", {})
+        known = {key: report[key]["mean"] for key in LIKELIHOODS if key in report}
+        known |= {key: value for key, value in generated.items() if key in MEASURES}
+        if known.keys() <= found.values.keys():
+            continue
+        found.values = known | found.values
+        found.num_samples = found.num_samples or generated.get("count")
+        size = report.get("images", report.get("sequences"))
+        found.bases.add((report.get("source"), size, generated.get("count")))
+    if found.num_samples is None:
+        curves = run.curves()
+        found.values |= {key: curves[key][-1][1] for key in MEASURES if key in curves}
+    return found
+
+
+def _numbers(
+    runs: list[RunRecord], measured: list[_Measured], losses_compare: bool, measures_compare: bool
+) -> list[Row]:
+    lowest = min if losses_compare else None
     rows = [
         Row("parameters", [_maybe(run.num_parameters, ",") for run in runs]),
         Row("steps", [steps(run.step, run.num_train_steps) for run in runs]),
         Row("state", [run.state for run in runs]),
-        _row("training loss", [training_loss(run) for run in runs], min if comparable else None),
-        _row("validation loss", list(map(_lowest, runs)), min if comparable else None),
+        _row("training loss", list(map(training_loss, runs)), lowest),
+        _row("validation loss", list(map(_lowest, runs)), lowest),
     ]
-    measured = [_measured(run) for run in runs]
     for key, (name, better) in MEASURES.items():
-        rows.append(_row(name, [found.get(key) for found in measured], better))
-    counts = {found["count"] for found in measured if "count" in found}
-    rows.append(Row("of generated ones", [_maybe(found.get("count"), ",") for found in measured]))
-    rows.append(Row("speed", [_speed(run) for run in runs]))
-    return [row for row in rows if set(row.texts) != {NONE}], counts
+        values = [found.values.get(key) for found in measured]
+        rows.append(_row(name, values, better if measures_compare else None))
+    counts = [_maybe(found.num_samples, ",") for found in measured]
+    rows += [Row("samples measured", counts), Row("speed", list(map(_speed, runs)))]
+    return [row for row in rows if set(row.texts) != {NONE}]
 
 
 def _maybe(value: float | None, format: str) -> str:
@@ -208,24 +241,6 @@ def _row(name: str, values: list[float | None], better: Any) -> Row:
 def _lowest(run: RunRecord) -> float | None:
     losses = (point.validation_loss for point in run.checkpoints)
     return min((loss for loss in losses if loss is not None), default=None)
-
-
-def _measured(run: RunRecord) -> dict[str, float]:
-    """What the newest reports hold; of sequences without one, what was logged of samples."""
-    found: dict[str, float] = {}
-    for name, report in reversed(run.evaluations):
-        if not name.startswith("report."):
-            continue
-        for key in LIKELIHOODS:
-            if key in report:
-                found.setdefault(key, report[key]["mean"])
-        if "count" not in found:
-            found |= {key: x for key, x in report.get("generated", {}).items() if key in MEASURES}
-            found |= {key: x for key, x in report.get("generated", {}).items() if key == "count"}
-    if "count" not in found:
-        logged = run.curves()
-        found |= {key: logged[key][-1][1] for key in MEASURES if key in logged}
-    return found
 
 
 def _speed(run: RunRecord) -> str:

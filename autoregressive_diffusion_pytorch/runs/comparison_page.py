@@ -32,10 +32,9 @@ figure img { display: block; max-width: 100%%; height: auto; background: #fff; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: .35rem 1.1rem .35rem 0; text-align: left; vertical-align: top;
   border-bottom: 1px solid var(--rule); }
-td { min-width: 5.5rem; }
+th, td { min-width: 5.5rem; max-width: 18rem; overflow-wrap: break-word; }
 th:first-child { color: var(--quiet); font-weight: 400; position: sticky; left: 0;
-  background: var(--page); }
-thead th { white-space: nowrap; }
+  background: var(--page); white-space: nowrap; }
 .plot { position: relative; height: 18rem; margin: .5rem 1rem 2rem 3.2rem; }
 .plot svg { width: 100%%; height: 100%%; overflow: hidden; display: block; }
 .plot path { fill: none; vector-effect: non-scaling-stroke; }
@@ -45,7 +44,8 @@ thead th { white-space: nowrap; }
 .plot span { position: absolute; font-size: .8rem; color: var(--quiet); white-space: nowrap; }
 .plot .y { right: calc(100%% + .5rem); transform: translateY(-50%%); }
 .plot .x { top: calc(100%% + .3rem); transform: translateX(-50%%); }
-@media (max-width: 40rem) { table { font-size: .9rem; } th, td { padding-right: .8rem; } }
+@media (max-width: 40rem) { table { font-size: .9rem; } th, td { padding-right: .8rem; }
+  th:first-child { white-space: normal; } }
 .legend span { margin-right: 1.2rem; display: inline-block; }
 """
 

@@ -10,6 +10,7 @@ from .curves import LIGHT, frame_of, thinned
 
 QUIET = "#6b6a64"
 ROW, LOSSES, WIDTH = 0.26, 2.8, 4.2  # inches
+LONGEST = 36  # characters of a text, such as a path: its end tells more
 
 
 def need_matplotlib() -> None:
@@ -46,7 +47,7 @@ def write_picture(comparison: Comparison, file: Path) -> None:
         axis.axis("off")
         grid = comparison.grids[i]
         drawn = "no samples yet" if grid is None else f"step {grid[0]:,}"
-        axis.set_title(f"{comparison.names[i]}, {drawn}", fontsize=10, color=_color(i))
+        axis.set_title(f"{_cut(comparison.names[i])}, {drawn}", fontsize=10, color=_color(i))
         if pictures[i] is not None:
             axis.imshow(pictures[i], interpolation="antialiased")
             axis.set_anchor("N")
@@ -73,6 +74,10 @@ def _pictures(comparison: Comparison) -> list:
     return found
 
 
+def _cut(text: str) -> str:
+    return text if len(text) <= LONGEST else f"…{text[1 - LONGEST :]}"
+
+
 def _color(run: int) -> str:
     return LIGHT[run % len(LIGHT)]
 
@@ -85,14 +90,14 @@ def _draw_table(axis, comparison: Comparison) -> None:
     style = dict(transform=axis.transAxes, fontsize=9, va="center")
     for i, name in enumerate(comparison.names):
         place = ((i + 1) * column, 1 - 0.5 / total)
-        axis.text(*place, name, color=_color(i), weight="bold", **style)
+        axis.text(*place, _cut(name), color=_color(i), weight="bold", **style)
     for j, row in enumerate(rows):
         below = j >= len(comparison.settings)  # a gap between settings and numbers
         y = 1 - (j + 1.5 + 0.4 * below) / total
         axis.text(0, y, row.name, color=QUIET, **style)
         for i, text in enumerate(row.texts):
             weight = "bold" if i == row.best else "normal"
-            axis.text((i + 1) * column, y, text, weight=weight, **style)
+            axis.text((i + 1) * column, y, _cut(text), weight=weight, **style)
 
 
 def _draw_curves(axis, comparison: Comparison) -> None:
@@ -102,7 +107,7 @@ def _draw_curves(axis, comparison: Comparison) -> None:
         return
     for i, name in enumerate(comparison.names):
         if points := thinned(comparison.losses[i]):
-            axis.plot(*zip(*points, strict=True), color=_color(i), linewidth=1.5, label=name)
+            axis.plot(*zip(*points, strict=True), color=_color(i), linewidth=1.5, label=_cut(name))
         if points := comparison.validation_losses[i]:
             axis.plot(*zip(*points, strict=True), "o", color=_color(i), markersize=5)
     axis.set(xlim=(0, frame.right), ylim=(frame.bottom, frame.top), xlabel="step")
