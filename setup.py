@@ -39,6 +39,7 @@ setup(
         "huggingface-hub>=0.30",
         "numpy",
         "pillow>=10.1",
+        "psutil",
         "safetensors>=0.4",
         "tensorboard>=2.10",
         "torch>=2.6",

@@ -1,7 +1,7 @@
 """The command line, `ardiff`: one module per command.
 
-A run is one folder: `config.json`, `checkpoints/`, `samples/`, `logs/`, `evaluation/` and, once
-tuned, `generation.json`.
+A run is one folder: `config.json`, `checkpoints/`, `samples/`, `logs/`, `progress.json`,
+`evaluation/` and, once tuned, `generation.json`.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import sys
 import click
 
 from .check import check
+from .compare import compare
 from .complete import complete
 from .distill import distill
 from .encode import encode
@@ -18,6 +19,7 @@ from .evaluate import evaluate
 from .export import export
 from .fill import fill
 from .resume import resume
+from .runs import runs
 from .sample import sample
 from .serve import serve, watch
 from .train import train
@@ -35,7 +37,7 @@ def main() -> None:
 
 COMMANDS = (
     *(check, train, resume, distill, sample, complete, fill, evaluate, tune, export),
-    *(train_autoencoder, encode, serve, watch),
+    *(train_autoencoder, encode, serve, watch, runs, compare),
 )
 for command in COMMANDS:
     main.add_command(command)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..runs.config import read_config as config_of
 from ..utils.files import atomic_write_text, check_file
 from .options import one_line_errors
 
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from ..models.sequence_model import SequenceModel
 
 
-ORDERS = ("raster", "random", "masked")
 TEACHER = "teacher"  # the folder of a distillation's teacher
 INITIAL = "initial"  # of the model that a fine-tuning starts with
 
@@ -34,91 +34,18 @@ def new_run(name: str) -> Path:
 
 
 def read_config(run_folder: Path) -> dict[str, Any]:
-    """The configuration of a run, with what earlier versions did not write."""
-    file = run_folder / "config.json"
-    try:
-        config = json.loads(file.read_text())
-    except FileNotFoundError:
-        raise click.ClickException(
-            f"{run_folder} holds no config.json: it is not the folder of a run{_nearby(run_folder)}"
-        ) from None
-    except (OSError, ValueError) as error:
-        raise click.ClickException(f"{file} cannot be read: {error}") from error
-    _check_config(file, config)
-    # of runs of earlier versions, which had no such options
-    defaults = dict(classes=None, accumulate=1, compile=False, hold_out=0.0, num_images=None)
-    defaults |= dict(used_precision=config["precision"], teacher=None, order="raster")
-    defaults |= {"kind": "images", "from": None, "freeze": []}
-    model = config["model"]
-    if "model" in model:
-        model |= dict(model=dict(context_drop_prob=0.0) | model["model"])
-    dataset = dict(labels_from_folders=False) | config["dataset"]
-    config = defaults | config | dict(dataset=dataset, model=model)
-    for name, kind in OPTIONAL_KEYS.items():
-        if not isinstance(config[name], kind):
-            raise click.ClickException(f"{file}: {name!r} must not be {config[name]!r}")
-    if config["order"] not in ORDERS:
-        raise click.ClickException(f"{file}: 'order' must not be {config['order']!r}")
-    return config
-
-
-OPTIONAL_KEYS = dict(
-    classes=list | None,
-    accumulate=int,
-    compile=bool,
-    hold_out=int | float,
-    num_images=int | None,
-    teacher=str | None,
-    order=str,
-    kind=str,
-    freeze=list,
-) | {"from": str | None}
-# what the configuration of any version holds, by section
-KEYS = {
-    (): dict(source=str, head=str, seed=int, workers=int, precision=str)
-    | dict.fromkeys(("model", "dataset", "trainer"), dict),
-    ("trainer",): dict(batch_size=int, learning_rate=float | int, lr_schedule=str),
-}
-# and that of a kind
-MODEL_KEYS = dict(
-    images=dict(image_size=(int, list), patch_size=(int, list), channels=int, model=dict),
-    sequences=dict(dim_input=int, max_seq_len=(int, list)),
-)
-MODEL_KEYS["latents"] = MODEL_KEYS["images"] | dict(autoencoder=str)
-
-
-def _check_config(file: Path, config: Any) -> None:
-    """Whether a configuration holds what the commands read."""
+    """The configuration of a run, whose head is known."""
     from ..heads.head import head_class
 
-    if not isinstance(config, dict):
-        raise click.ClickException(f"{file} must hold keys and values, got {config!r}")
-    kind = config.get("kind", "images")
-    if kind not in MODEL_KEYS:
-        raise click.ClickException(f"{file}: 'kind' must not be {kind!r}")
-    for section, keys in (*KEYS.items(), (("model",), MODEL_KEYS[kind])):
-        values = config
-        for key in section:
-            values = values[key]
-        for key, kind in keys.items():
-            name = ".".join((*section, key))
-            if key not in values:
-                message = f"{file} lacks the key {name!r}{_nearby(file.parent)}"
-                raise click.ClickException(message)
-            if not isinstance(values[key], kind):
-                raise click.ClickException(f"{file}: {name!r} must not be {values[key]!r}")
+    try:
+        config = config_of(run_folder)
+    except ValueError as error:
+        raise click.ClickException(str(error)) from error
     try:
         head_class(config["head"])
     except ValueError as error:
-        raise click.ClickException(f"{file}: {error}") from error
-
-
-def _nearby(folder: Path) -> str:
-    """A hint for who names a checkpoint, or the folder of checkpoints, instead of the run."""
-    for parent in (folder.parent, folder.parent.parent):
-        if (parent / "config.json").is_file() and (parent / "checkpoints").is_dir():
-            return f"; that is {parent}"
-    return ""
+        raise click.ClickException(f"{run_folder / 'config.json'}: {error}") from error
+    return config
 
 
 def write_config(config: dict[str, Any], run_folder: Path) -> None:

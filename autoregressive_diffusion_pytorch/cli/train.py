@@ -8,6 +8,7 @@ import click
 from click.core import ParameterSource
 
 from ..heads import HEADS
+from ..runs.config import ORDERS
 from ..utils.text import printable
 from .configuration import (
     ANY_ORDER,
@@ -40,7 +41,7 @@ from .options import (
     precision_option,
     workers_option,
 )
-from .run import ORDERS, new_run
+from .run import new_run
 from .sources import absolute, dataset_of, kind_of
 from .training import check_apart, check_free, start_run
 

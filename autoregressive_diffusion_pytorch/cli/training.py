@@ -69,6 +69,7 @@ def build_trainer(
     model: ImageAutoregressive | None = None,
 ) -> ImageTrainer | SequenceTrainer:
     from ..training.image_trainer import ImageTrainer
+    from ..training.progress import Progress
     from ..training.sequence_trainer import SequenceTrainer
     from ..utils.modes import best_precision
     from ..utils.rng import seed_process
@@ -96,6 +97,7 @@ def build_trainer(
                 dynamo_backend="inductor" if config["compile"] else None,
             ),
             dataloader_kwargs=dict(num_workers=config["workers"]),
+            parts=[Progress(run_folder)],
             resume=resume,
             **config["trainer"],
         )

@@ -23,6 +23,7 @@ def test_trains_on_the_digits_and_samples(call, tmp_path, head):
         "checkpoints",
         "config.json",
         "logs",
+        "progress.json",
         "samples",
     ]
 
