@@ -18,6 +18,7 @@ from .options import (
     minutes_option,
     one_line_errors,
     option,
+    serve_option,
 )
 from .run import (
     TEACHER,
@@ -52,6 +53,7 @@ from .training import check_apart, check_free, start_run
 @option("--source", None, "Where the images are now, if they were moved.")
 @option("--steps", COUNT, "Training steps. [default: a quarter of RUN's]", "num_train_steps")
 @minutes_option
+@serve_option
 @option("--learning-rate", POSITIVE, "Highest one. [default: RUN's]")
 @option("--batch-size", COUNT, "Images per process and batch. [default: RUN's]")
 @option("--noise-draws", COUNT, "Noise draws per token and step.", "num_noise_draws", default=8)

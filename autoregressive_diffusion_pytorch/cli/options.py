@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 
 import click
@@ -88,6 +89,24 @@ minutes_option = option(
     "--minutes", POSITIVE, "End after this time, even if steps are left.", "max_minutes"
 )
 seed_option = option("--seed", SEED, "Of all noise.", default=0)
+
+
+def _remember(context: click.Context, parameter: click.Parameter, value: bool) -> None:
+    """Keeps a value in the context: it is of the call alone, and no part of a run."""
+    if value and find_spec("gradio") is None:
+        raise click.ClickException(
+            "--serve needs gradio: pip install 'autoregressive-diffusion-pytorch[serve]'"
+        )
+    context.meta[parameter.name] = value
+
+
+serve_option = flag(
+    "--serve",
+    "Show the training on a page in the browser, too, as `ardiff watch` does.",
+    "serves",
+    callback=_remember,
+    expose_value=False,
+)
 
 
 @contextmanager

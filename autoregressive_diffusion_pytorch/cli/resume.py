@@ -7,7 +7,16 @@ from typing import Any
 
 import click
 
-from .options import COUNT, FACTOR, POSITIVE, add_options, in_options, option, run_argument
+from .options import (
+    COUNT,
+    FACTOR,
+    POSITIVE,
+    add_options,
+    in_options,
+    option,
+    run_argument,
+    serve_option,
+)
 from .run import listed, read_config, write_config
 from .sources import absolute, check_source, dataset_of
 from .training import build_trainer, check_apart, run_trainer
@@ -64,6 +73,7 @@ def _names(options) -> list[str]:
 @run_argument
 @option("--source", None, "Where the images are now, if they were moved.")
 @option("--minutes", POSITIVE, "End after this time, even if steps are left.")
+@serve_option
 @TRAINER_OPTIONS
 @DATASET_OPTIONS
 @RUN_OPTIONS

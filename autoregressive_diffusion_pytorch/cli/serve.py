@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -88,6 +92,18 @@ def watch(run_folder: Path, host: str, port: int | None, opens: bool) -> None:
         _serve(run_page(RunRecord(run_folder)), host, free_port(host, port), opens)
 
 
+@contextmanager
+def page_beside(run_folder: Path) -> Iterator[None]:
+    """`ardiff watch` as a process of its own, which ends with the block."""
+    command = [sys.executable, "-m", __package__.partition(".")[0], "watch", str(run_folder)]
+    process = subprocess.Popen(command, stdout=sys.stderr)
+    try:
+        yield
+    finally:
+        process.terminate()
+        process.wait()
+
+
 def _serve(page: Any, host: str, port: int, opens: bool) -> None:
     from ..serving.server import serve
 
@@ -149,8 +165,6 @@ def _served_model(folder: Path, checkpoint: int | None, precision: str) -> Serve
 
 def _command_of(run_folder: Path, classes: list[str] | None) -> Callable[[Request], str]:
     """The command line of `ardiff sample` that draws a request."""
-    import shlex
-
     from .sample import sample
 
     flags = {parameter.name: parameter.opts[0] for parameter in sample.params}

@@ -39,6 +39,7 @@ from .options import (
     one_line_errors,
     option,
     precision_option,
+    serve_option,
     workers_option,
 )
 from .run import new_run
@@ -219,6 +220,7 @@ OUTPUT_OPTIONS = add_options(
         "Where to log: a tracker that accelerate knows, such as wandb.",
         default="tensorboard",
     ),
+    serve_option,
     option("--seed", SEED, "Seed of the weights, the order of images and the noise.", default=0),
 )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -12,6 +12,7 @@ import click
 
 from .options import in_options, one_line_errors
 from .run import new_model, split, write_config
+from .serve import page_beside
 from .sources import is_built_in
 
 if TYPE_CHECKING:
@@ -136,9 +137,11 @@ def run_trainer(trainer: ImageTrainer | SequenceTrainer, run_folder: Path) -> No
         return click.ClickException(f"{in_options(one_line(error))}\n{how}")
 
     go_on = f"ardiff resume {run_folder}"
+    serves = trainer.is_main and click.get_current_context().meta["serves"]
     tell(f"{len(trainer.dataset):,} {trainer.item}s; the run is in {run_folder}", err=True)
     try:
-        trainer()
+        with page_beside(run_folder) if serves else nullcontext():
+            trainer()
     except DamagedImageError as error:
         raise fail(error, f"leave such files out with: {go_on} --skip-damaged") from error
     except (FloatingPointError, OSError) as error:

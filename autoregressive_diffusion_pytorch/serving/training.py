@@ -57,7 +57,7 @@ def _status_html(record: RunRecord) -> str:
         facts.append(f"loss {progress['loss']:.4f}")
     if record.distance is not None:
         name, value = record.distance
-        facts.append(f"{name} {value:.4g}")
+        facts.append(f"{name.replace('_', ' ')} {value:.4g}")
     told = "".join(f"<span>{escape(fact)}</span>" for fact in facts)
     return (
         f'<div class="status"><b class="state {record.state}">{record.state}</b>{told}</div>'

@@ -3,6 +3,9 @@ pictures of it for the documentation."""
 
 import io
 import json
+import os
+import re
+import shutil
 
 import numpy as np
 import pytest
@@ -146,3 +149,36 @@ def test_several_pages_draw_at_once(served, browser):
             expected = drawn_grid(served, [0, 1, 2], 4, seed=seed)
             np.testing.assert_array_equal(pixels(visitor.picture("drawn")), expected)
             visitor.close()
+
+
+def test_a_training_is_seen_to_go_on(uploads, trained, browser, tmp_path, monkeypatch):
+    from autoregressive_diffusion_pytorch.runs.record import RunRecord
+    from autoregressive_diffusion_pytorch.serving import training
+    from autoregressive_diffusion_pytorch.serving.page import run_page
+
+    monkeypatch.setattr(training, "EVERY", 0.2)
+    folder = tmp_path / "run"
+    shutil.copytree(trained, folder)
+    with serving(run_page(RunRecord(folder))) as url:
+        visitor = Visitor(browser, url)
+        status, grid = visitor.page.locator("#status"), visitor.page.locator("#grid")
+        expect = visitor.page.get_by_text
+        expect("ended", exact=True).wait_for()
+        assert "step 4 of 4" in status.inner_text()
+        assert "step 4" in grid.inner_text()
+        table = visitor.page.locator("#checkpoints").inner_text()
+        assert re.search(r"4( \(best\))?\s+\d\.\d{4}", table)
+        # as the training would
+        progress = json.loads((folder / "progress.json").read_text())
+        progress |= dict(state="running", step=5, num_train_steps=8, pid=os.getpid())
+        (folder / "progress.json").write_text(json.dumps(progress))
+        Image.new("RGB", (50, 50)).save(folder / "samples" / "results.5.png")
+        expect("running", exact=True).wait_for()
+        expect("step 5 of 8").wait_for()
+        expect("step 5", exact=True).wait_for()
+        # an earlier grid stays while others come
+        visitor.set("number input for Grids, from the first to the last", 0)
+        expect("step 2", exact=True).wait_for()
+        visitor.page.wait_for_timeout(500)
+        assert "step 2" in grid.inner_text()
+        visitor.close()
