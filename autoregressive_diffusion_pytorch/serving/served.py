@@ -15,6 +15,7 @@ from ..data.image_files import read_pixels
 from ..evaluation.drawing import batch_of
 from ..evaluation.report import surprise
 from ..models.generation import Generation
+from ..models.orders import repeated
 from ..utils.modes import in_precision
 from ..utils.rng import generator_for
 from ..utils.validation import check_int
@@ -149,16 +150,16 @@ class Served:
         return self._growing(generation)
 
     def _growing(self, generation: Generation) -> Iterator[list[Tensor]]:
-        known, seq = generation.prompt.shape[1], None
+        known = generation.prompt.shape[1]
+        seq = repeated(generation.prompt, generation.batch_size)  # all may end after it
         sizes = iter(generation.order.sizes)
         for seq in generation.growing():
             known += next(sizes)
             known_part = generation.seq_len if generation.model.draws_any_order else known
             lens = generation.lens.clamp(max=known_part).tolist()
             yield [one[:n].cpu() for one, n in zip(seq, lens, strict=True)]
-        if seq is not None:  # the last step may have ended some without a token
-            lens = generation.lens.tolist()
-            yield [one[:n].cpu() for one, n in zip(seq, lens, strict=True)]
+        lens = generation.lens.tolist()  # the last step may have ended some without a token
+        yield [one[:n].cpu() for one, n in zip(seq, lens, strict=True)]
 
     def surprise(self, image: Tensor, label: int | None, step: int | None = None) -> Tensor:
         """The nats of each patch of an image (c h w): (rows columns)."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import socket
 from collections.abc import Callable
@@ -78,3 +79,8 @@ class Server(uvicorn.Server):
         await super().startup(sockets)
         if self.started:
             self._tell()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        # browsers that are cut off are what is asked for, no errors to tell
+        logging.getLogger("uvicorn.error").disabled = True
+        await super().shutdown(sockets)
