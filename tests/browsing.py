@@ -51,7 +51,11 @@ class Visitor:
         self.page.get_by_role("heading").first.wait_for()
 
     def tab(self, name):
-        self.page.get_by_role("tab", name=name).click()
+        tab = self.page.get_by_role("tab", name=name).locator("visible=true")
+        if tab.count() == 0:  # on a phone it is in a menu
+            self.page.locator(".overflow-menu > button").click()
+            tab = self.page.locator(".overflow-dropdown").get_by_text(name)
+        tab.click()
 
     def press(self, name):
         self.page.get_by_role("button", name=name, exact=True).locator("visible=true").click()

@@ -103,3 +103,10 @@ def autoencoder(tmp_path):
     )
     made.save_pretrained(tmp_path / "autoencoder")
     return tmp_path / "autoencoder"
+
+
+def pytest_addoption(parser):
+    group = parser.getgroup("pages")
+    group.addoption("--run", help="a trained run whose pages are looked at")
+    group.addoption("--image", help="an image to upload there")
+    group.addoption("--screenshots", help="folder for pictures of them")

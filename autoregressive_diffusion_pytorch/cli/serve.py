@@ -70,7 +70,7 @@ def serve(
 
         port = free_port(host, port)
         precision = best_precision() if precision == "auto" else precision
-        served = (_served_run if is_run else _served_model)(Path(model), checkpoint, precision)
+        served = (served_run if is_run else served_model)(Path(model), checkpoint, precision)
         _serve(model_page(served), host, port, opens)
 
 
@@ -118,7 +118,7 @@ def _serve(page: Any, host: str, port: int, opens: bool) -> None:
     serve(page, host, port, started)
 
 
-def _served_run(run_folder: Path, checkpoint: int | None, precision: str) -> Served:
+def served_run(run_folder: Path, checkpoint: int | None, precision: str) -> Served:
     from ..runs.record import RunRecord
     from ..serving.served import Served
 
@@ -143,7 +143,7 @@ def _served_run(run_folder: Path, checkpoint: int | None, precision: str) -> Ser
     )
 
 
-def _served_model(folder: Path, checkpoint: int | None, precision: str) -> Served:
+def served_model(folder: Path, checkpoint: int | None, precision: str) -> Served:
     from ..data.sequence_files import SequenceFormat
     from ..models.presets import load_pretrained
     from ..models.sequence_model import SequenceModel

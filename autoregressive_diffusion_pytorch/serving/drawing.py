@@ -154,7 +154,7 @@ def surprise_tab(served: Served) -> None:
             nats = served.surprise(image, label)
             caption = f"Bright patches surprise the model: {nats.sum():.0f} nats in all."
             figure = surprise_figure(image, nats)
-            return picture_html(figure_bytes(figure), caption, kind="plot")
+            return picture_html(figure_bytes(figure), caption, kind="chart")
 
     inputs = [upload] if label is None else [upload, label]
     button.click(measure, inputs, output, api_visibility="private", **ON_MODEL)

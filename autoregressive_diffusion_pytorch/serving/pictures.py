@@ -40,7 +40,7 @@ def picture_html(data: bytes, caption: str, links: Sequence[str] = (), kind: str
     """A picture of PNG data, with a caption and links below.
 
     Args:
-        kind: "grid" of images, whose pixels stay sharp, or "plot".
+        kind: "grid" of images, whose pixels stay sharp, or "chart".
     """
     below = " ".join((f"<span>{escape(caption)}</span>", *links))
     image = f'<img alt="{escape(caption)}" src="{data_uri(data)}">'

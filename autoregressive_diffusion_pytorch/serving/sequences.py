@@ -92,4 +92,4 @@ def _plot_html(
         if served.format.ending == ".wav":
             heard = [data_uri(file_of(seq, served.format), "audio/wav") for seq in seqs[:PLAYED]]
             audio = "".join(f'<audio controls src="{uri}"></audio>' for uri in heard)
-    return picture_html(data, caption, links, kind="plot") + audio
+    return picture_html(data, caption, links, kind="chart") + audio

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -181,4 +182,41 @@ def test_a_training_is_seen_to_go_on(uploads, trained, browser, tmp_path, monkey
         expect("step 2", exact=True).wait_for()
         visitor.page.wait_for_timeout(500)
         assert "step 2" in grid.inner_text()
+        visitor.close()
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_pages_of_a_run_fit_the_screen(uploads, trained, browser, photo, tmp_path, request, width):
+    """`pytest tests/serving -k fit --run RUN --image FILE --screenshots DIR` keeps pictures."""
+    from autoregressive_diffusion_pytorch.cli.serve import served_run
+    from autoregressive_diffusion_pytorch.serving.page import model_page
+
+    folder = Path(request.config.getoption("run") or trained)
+    image = request.config.getoption("image") or photo
+    pictures = Path(request.config.getoption("screenshots") or tmp_path)
+    with serving(model_page(served_run(folder, None, "no"))) as url:
+        visitor = Visitor(browser, url, width=width, height=850)
+
+        def keep(name):
+            visitor.page.wait_for_timeout(300)
+            assert visitor.page.evaluate("document.documentElement.scrollWidth") <= width
+            visitor.page.screenshot(path=pictures / f"page-{name}-{width}.png")
+
+        visitor.press("Draw")
+        visitor.picture("drawn")
+        keep("draw")
+        visitor.tab("Complete")
+        visitor.upload("image-to-complete", image)
+        visitor.page.locator(".preview img").locator("visible=true").wait_for()
+        visitor.press("Complete")
+        visitor.picture("completed")
+        keep("complete")
+        visitor.tab("Surprise")
+        visitor.upload("image-to-measure", image)
+        visitor.press("Map the surprise")
+        visitor.page.locator("#surprised img").wait_for()
+        keep("surprise")
+        visitor.tab("Training")
+        visitor.page.locator("#losses canvas, #losses svg").first.wait_for()
+        keep("training")
         visitor.close()
