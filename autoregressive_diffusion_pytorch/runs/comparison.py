@@ -189,9 +189,7 @@ class _Measured:
 def _measured(run: RunRecord) -> _Measured:
     """The newest of each in reports; of sequences without one, what was logged of samples."""
     found = _Measured({}, set())
-    for name, report in reversed(run.evaluations):
-        if not name.startswith("report."):
-            continue
+    for _, report in reversed(run.evaluations):
         generated = report.get("generated", {})
         known = {key: report[key]["mean"] for key in LIKELIHOODS if key in report}
         known |= {key: value for key, value in generated.items() if key in MEASURES}

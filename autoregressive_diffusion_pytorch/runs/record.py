@@ -176,11 +176,11 @@ class RunRecord:
 
     def _distances(self) -> Iterator[tuple[int, str, float]]:
         """The distances of the reports, the newest first: step, name, value."""
-        for name, report in reversed(self.evaluations):
+        for _, report in reversed(self.evaluations):
             generated = report.get("generated", {})
             measure = next((known for known in DISTANCES if known in generated), None)
             checkpoint = re.fullmatch(r"checkpoint\.(\d+)", str(report.get("checkpoint")))
-            if name.startswith("report.") and measure is not None and checkpoint is not None:
+            if measure is not None and checkpoint is not None:
                 yield int(checkpoint[1]), measure, generated[measure]
 
     @property

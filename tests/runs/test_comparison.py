@@ -13,12 +13,12 @@ from autoregressive_diffusion_pytorch.runs.comparison_picture import write_pictu
 from autoregressive_diffusion_pytorch.runs.record import RunRecord
 
 
-def change(run, **changes):
-    """Changes settings of a run's configuration."""
-    file = run / "config.json"
+def change(run, name="config", **changes):
+    """Changes values in a file of a run."""
+    file = run / f"{name}.json"
     config = json.loads(file.read_text())
-    for name, value in changes.items():
-        config[name] = config[name] | value if isinstance(value, dict) else value
+    for key, value in changes.items():
+        config[key] = config[key] | value if isinstance(value, dict) else value
     file.write_text(json.dumps(config))
 
 
@@ -77,9 +77,8 @@ def test_only_settings_that_differ_are_told(runs):
 def test_numbers_are_side_by_side(runs):
     write_report(runs[0], 3.0, 0.2)
     write_report(runs[1], 2.0, 0.3)
-    progress = json.loads((runs[1] / "progress.json").read_text())
-    progress |= dict(items_per_second=1234.5, state="stopped", step=3, loss=0.25)
-    (runs[1] / "progress.json").write_text(json.dumps(progress))
+    progress = dict(items_per_second=1234.5, state="stopped", step=3, loss=0.25)
+    change(runs[1], "progress", **progress)
     comparison = compare_runs(runs)
     numbers = texts(comparison.numbers)
     assert numbers["parameters"][0] == f"{RunRecord(runs[0]).num_parameters:,}"
@@ -100,6 +99,7 @@ def test_numbers_are_side_by_side(runs):
 
 def test_what_does_not_compare_is_said_and_has_no_best(runs):
     change(runs[1], order="masked")
+    change(runs[1], "progress", loss=0.01)
     write_report(runs[0], 3.0, 0.2)
     write_report(runs[1], 2.0, 0.3, count=11)
     comparison = compare_runs(runs)
