@@ -93,6 +93,8 @@ class Program:
             temperature=step.temperature,
             baked_in=baked_in,
         )
+        if model.conditioning.num_classes is not None:
+            settings["num_classes"] = model.conditioning.num_classes
         if model.end_head is not None:
             settings["end_threshold"] = model.generation.end_threshold
         if self.tokenizer is not None:
@@ -114,7 +116,18 @@ class Program:
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        file = folder / FORMATS[self.format]
+        self._export(folder / FORMATS[self.format])
+        settings = json.dumps(self.settings(), indent=2)
+        atomic_write_text(folder / SETTINGS_FILE, settings)
+        difference = self.difference(load_program(folder))
+        if not difference <= TOLERANCE:
+            raise ValueError(
+                f"the program's tokens differ by up to {difference:.1e} from PyTorch's, more than "
+                f"{TOLERANCE:g}"
+            )
+        return difference
+
+    def _export(self, file: Path) -> None:
         with torch.no_grad(), _quietly():
             try:
                 program = self._exported()
@@ -127,15 +140,6 @@ class Program:
                 layers = self.model.config["decoder_kwargs"]
                 own = f" with decoder_kwargs = {layers}" if layers else ""
                 raise ValueError(f"torch cannot export this model{own}: {reason}") from error
-        settings = json.dumps(self.settings(), indent=2)
-        atomic_write_text(folder / SETTINGS_FILE, settings)
-        difference = self._difference(load_program(folder))
-        if not difference <= TOLERANCE:
-            raise ValueError(
-                f"the program's tokens differ by up to {difference:.1e} from PyTorch's, more than "
-                f"{TOLERANCE:g}"
-            )
-        return difference
 
     def _exported(self) -> torch.export.ExportedProgram:
         axes = {name: Dim(name, min=2) for name in ("batch", "count", "length")}
@@ -169,11 +173,17 @@ class Program:
             verbose=False,
         )
 
-    def _difference(self, run: Callable[[Arrays], Arrays]) -> float:
-        """The largest one of some tokens, drawn one at a time and two at a time."""
+    def difference(self, run: Callable[[Arrays], Arrays], count: int = NUM_COMPARED) -> float:
+        """The largest one between tokens of a program and of PyTorch, from the same noise.
+
+        In units of normalised tokens, of the first `count` of one sequence, and of two at a time.
+
+        Args:
+            run: the program, as of `load_program`.
+        """
         differences = []
         for batch in (1, 2):
-            generator, count = Generator().manual_seed(0), min(NUM_COMPARED, self.model.max_seq_len)
+            generator = Generator().manual_seed(0)
             expected = [token[:, 0] for _, token in islice(self._generation(batch), count)]
             shape = (batch, 1, self.model.dim_input)  # as the sampler asks for them
             draw = partial(randn, shape, generator, torch.device("cpu"), torch.float32)

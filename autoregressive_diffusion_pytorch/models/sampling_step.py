@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from ..heads.sampler import Sampler
+from ..utils.measured import MeasuredModule
 from .autoregressive import Autoregressive
 from .backbone import map_cache
 from .settings import GuidanceSchedule
@@ -168,6 +169,10 @@ def check_model(model: Module, tokenizer: Module | None) -> None:
         raise ValueError(f"{can}, with labels or without; this one takes vectors, dim_cond")
     if not model.backbone.can_cache:
         raise ValueError(f"{can} with a key/value cache; decoder_kwargs make this one without")
+    for name in ("normalization", "end_head"):
+        part = getattr(model, name)
+        if isinstance(part, MeasuredModule) and not part.is_measured:
+            raise ValueError(f"{can} that are trained; {name} of this one has measured no data")
     if not isinstance(model.head.sampler(), Sampler):
         able = "diffusion, flow, flow_map and energy, and others that draw by a Sampler"
         raise ValueError(f"{can} and heads {able}; this one has {type(model.head).__name__}")
