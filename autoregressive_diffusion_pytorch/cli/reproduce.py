@@ -65,7 +65,8 @@ def _options(config: dict[str, Any], size: str | None) -> list[str]:
 def _words(parameter: click.Parameter, value: Any) -> list[str]:
     if isinstance(value, bool):
         return [parameter.opts[0] if value else parameter.secondary_opts[0]]
-    return [parameter.opts[0], str(value)]
+    is_whole = isinstance(value, float) and value.is_integer()
+    return [parameter.opts[0], str(int(value) if is_whole else value)]
 
 
 def _told(config: dict[str, Any]) -> dict[str, Any]:
@@ -87,8 +88,8 @@ def _told(config: dict[str, Any]) -> dict[str, Any]:
     told |= {name: model[name] for name in MODEL if name in model}
     own = model.get(sequence_model_class_of(config).head_argument()) or {}
     told |= {name: own[name] for name in ("num_noise_draws",) if name in own}
-    left_out = OF_CACHE if kind == "latents" else set()
-    left_out |= OF_MODEL if config["from"] is not None else set()
+    of_cache = OF_CACHE if kind == "latents" else set()
+    left_out = of_cache | (OF_MODEL if config["from"] is not None else set())
     return {name: value for name, value in told.items() if name not in left_out}
 
 
