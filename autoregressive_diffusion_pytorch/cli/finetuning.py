@@ -37,6 +37,7 @@ class TrainedModel:
         self.name = str(folder.resolve()) if folder.exists() else name
         with one_line_errors():
             model = load_pretrained(name)
+            self.classes = _classes_of(folder)
         self.is_of_images = isinstance(model, ImageAutoregressive)
         own_kind = "images" if self.is_of_images else "sequences"
         if model.config.get("autoencoder"):
@@ -45,7 +46,6 @@ class TrainedModel:
             raise click.ClickException(f"{name} is a model of {own_kind}, SOURCE holds {kind}")
         self.model = as_commands_make_it(model)
         self.sequences = self.model.model if self.is_of_images else self.model
-        self.classes = _classes_of(folder)
 
     def told(self) -> str:
         """What a model of images draws, in words."""
@@ -176,7 +176,11 @@ def _one_side(size: tuple[int, int]) -> int | tuple[int, int]:
 
 
 def _classes_of(folder: Path) -> list[str] | None:
-    """The names of a model's classes, from the configuration of its run, None if unknown."""
+    """The names of a model's classes, as exported or from its run, None if unknown."""
+    from ..models.hub import class_names
+
+    if (names := class_names(folder)) is not None:
+        return names
     for run in (folder, *folder.resolve().parents[:2]):
         if (run / "checkpoints").is_dir() and (run / "config.json").is_file():
             try:

@@ -63,18 +63,30 @@ class Sampler:
         z, guidance = mix_conditions(z, guidance)
         scales = [_scale(entry, z, dtype) for entry in guidance]
         intervals = [check_guidance_interval(entry.interval) for entry in guidance]
+        others = [entry.z for entry in guidance]
+        for other in others:
+            if other.shape not in (z.shape[-1:], z.shape):
+                raise ValueError(
+                    f"the z of a guidance must be of shape {tuple(z.shape[-1:])} or "
+                    f"{tuple(z.shape)}, got {tuple(other.shape)}"
+                )
         with evaluating(self.modules):
-            modulations = self._modulations(z, [entry.z for entry in guidance])
+            modulations = self.modulations(z, others)
             # a compiled program needs the modulations of all levels before it starts
             if self.compiled is None or not self.level_modulations:
-                return self._draw(modulations, scales, intervals, noise)
+                return self.draw(modulations, scales, intervals, noise)
             # and all noise; and a captured graph writes every result to the same place
             noises = [noise() for _ in range(self.num_noises)]
             return self.compiled(modulations, scales, intervals, noises).clone()
 
-    def _draw(
+    def draw(
         self, modulations: Tensor, scales: Sequence[Tensor], intervals: Intervals, noise: Noise
     ) -> Tensor:
+        """Tokens (… d) of `modulations(z, others)`, with a scale and an interval for each other.
+
+        Nothing is checked, so that torch can trace both, once a call has met all levels.
+        """
+
         def denoise(x: Tensor, sigma: float, *others: float) -> Tensor:
             active = [i for i, (low, high) in enumerate(intervals) if low < sigma <= high]
             rows = modulations
@@ -97,20 +109,14 @@ class Sampler:
             self.level_modulations[sigmas] = self.head.modulate_level(*sigmas)
         return self.level_modulations[sigmas]
 
-    def _modulations(self, z: Tensor, others: Sequence[Tensor]) -> Tensor:
+    def modulations(self, z: Tensor, others: Sequence[Tensor]) -> Tensor:
         """The modulations by a condition (… dim) and by others: (k … m w)."""
-        for other in others:
-            if other.shape not in (z.shape[-1:], z.shape):
-                raise ValueError(
-                    f"the z of a guidance must be of shape {tuple(z.shape[-1:])} or "
-                    f"{tuple(z.shape)}, got {tuple(other.shape)}"
-                )
         net = self.head.net
         if not others:
             return net.modulate_z(z).unsqueeze(0)
         # in one product: for few tokens, to read its weights is most of the work
         rows = [given.reshape(-1, z.shape[-1]) for given in (z, *others)]
-        parts = net.modulate_z(torch.cat(rows)).split([len(part) for part in rows])
+        parts = net.modulate_z(torch.cat(rows)).split([part.shape[0] for part in rows])
         stacked = torch.stack([part.expand_as(parts[0]) for part in parts])
         return stacked.view(len(rows), *z.shape[:-1], *parts[0].shape[1:])
 
@@ -122,7 +128,7 @@ class Sampler:
             noises: Sequence[Tensor],
         ) -> Tensor:
             noises = iter(noises)
-            return self._draw(modulations, scales, intervals, lambda: next(noises))
+            return self.draw(modulations, scales, intervals, lambda: next(noises))
 
         on_cuda = self.head.net.proj_in.weight.device.type == "cuda"
         mode = "reduce-overhead" if on_cuda else None

@@ -39,13 +39,13 @@ class BackboneState:
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> BackboneState:
         tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
-        cache = None if self.cache is None else _map_cache(function, self.cache)
+        cache = None if self.cache is None else map_cache(function, self.cache)
         return replace(
             self, cache=cache, **{name: function(value) for name, value in tensors.items()}
         )
 
 
-def _map_cache(function: Callable[[Tensor], Tensor], cache: Any) -> Any:
+def map_cache(function: Callable[[Tensor], Tensor], cache: Any) -> Any:
     """A function of all that x-transformers' cache holds for the next step."""
     layers = []
     for layer in cache.attn_intermediates:
@@ -230,7 +230,7 @@ def _probe(arguments: dict, dim: int, length: int = 6, probe_dim: int = 32) -> t
             # the first pass reads several at once, as with a prompt, and serves both sequences
             outputs, cache = decoder(embeds[:1, :2], return_hiddens=True, **inputs(1))
             stepped = [outputs.expand(2, -1, -1)]
-            cache = _map_cache(partial(torch.repeat_interleave, repeats=2, dim=0), cache)
+            cache = map_cache(partial(torch.repeat_interleave, repeats=2, dim=0), cache)
             for i in range(2, length):
                 step = dict(cache=cache, return_hiddens=True)
                 output, cache = decoder(embeds[:, i : i + 1], **step, **inputs(2))

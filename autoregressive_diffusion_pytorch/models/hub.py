@@ -19,43 +19,11 @@ from ..heads.head import Head, head_name
 from ..heads.solvers import SOLVERS
 from ..utils.files import utf8_path
 from ..utils.manifests import best_checkpoint
+from .card import LOOP, MODEL_CARD, TO_IMAGES, WITHOUT_IMAGES, in_table, sampling_facts, versions
 from .settings import GENERATION_FILE, GenerationSettings
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
-
-MODEL_CARD = """---
-{{ card_data }}
----
-
-# {{ title }}
-{% if grid %}
-![samples]({{ grid }})
-{% endif %}
-Autoregression over continuous tokens, of {{ parameters }} parameters.
-
-```python
-# pip install autoregressive-diffusion-pytorch
-from autoregressive_diffusion_pytorch import {{ class_name }}
-
-model = {{ class_name }}.from_pretrained("path or name of this folder")
-
-sampled = model.sample(batch_size=4)
-```
-{% if training %}
-## Training
-
-| | |
-| --- | --- |
-{%- for name, value in training.items() %}
-| {{ name }} | {{ value }} |
-{%- endfor %}
-{% endif %}
-## Arguments of the model
-
-```json
-{{ config }}
-```
-"""
+CLASSES_FILE = "classes.json"
 
 
 class OtherClassError(ValueError):
@@ -76,7 +44,7 @@ class Pretrained(
 
     A model remembers the arguments it was made with. A saved one is `config.json`, which holds
     them, `generation.json`, its generation settings, `model.safetensors`, and `README.md`, a model
-    card. Loading runs no code from the files.
+    card; with names of classes, `classes.json`. Loading runs no code from the files.
 
     Of a class with a constructor of its own, the arguments of that constructor are saved, as they
     were given: nobody else knows what it hands on to its base.
@@ -147,16 +115,19 @@ class Pretrained(
         """Writes the model into a folder, as of `PyTorchModelHubMixin`.
 
         Args:
-            model_card_kwargs: for the model card: a `title`, facts of the `training` by name, and a
-                `grid`, the file of a picture, which is copied into the folder. `push_to_hub` takes
-                them too.
+            model_card_kwargs: for the model card: a `title`; a `grid`, the file of a picture, which
+                is copied into the folder; facts of the `training` and `metrics` by name; the names
+                of the `classes`, which become `classes.json` too; `commands` that make the model;
+                and the file of a `program` beside it. `push_to_hub` takes them too.
         """
-        card = dict(model_card_kwargs or {})
+        card, folder = dict(model_card_kwargs or {}), Path(save_directory)
+        folder.mkdir(parents=True, exist_ok=True)
         if card.get("grid") is not None:
             grid = Path(card["grid"])
             card["grid"] = f"samples{grid.suffix}"
-            Path(save_directory).mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(grid, Path(save_directory) / card["grid"])
+            shutil.copyfile(grid, folder / card["grid"])
+        if card.get("classes") is not None:
+            (folder / CLASSES_FILE).write_text(json.dumps(card["classes"], indent=2))
         return super().save_pretrained(save_directory, model_card_kwargs=card, **kwargs)
 
     def generate_model_card(
@@ -165,14 +136,26 @@ class Pretrained(
         title: str | None = None,
         grid: str | None = None,
         training: dict[str, str] | None = None,
+        metrics: dict[str, str] | None = None,
+        classes: list[str] | None = None,
+        commands: list[str] | None = None,
+        program: str | None = None,
         **kwargs,
     ) -> ModelCard:
-        """The card of `save_pretrained`: its `model_card_kwargs`, and the model's arguments."""
+        """The card of `save_pretrained`: its `model_card_kwargs`, and what the model says."""
+        tables = dict(Metrics=metrics, Sampling=sampling_facts(self), Training=training)
+        tables["Classes, by label"] = dict(enumerate(map(in_table, classes or [])))
+        loop = LOOP + TO_IMAGES if hasattr(self, "tokenizer") else WITHOUT_IMAGES
         return super().generate_model_card(
             title=title or type(self).__name__,
             grid=grid,
-            training=training,
+            tables=tables,
+            commands=commands,
+            versions=versions(),
+            program=program,
+            loop=loop if program is not None and program.endswith(".onnx") else None,
             class_name=type(self).__name__,
+            labels=bool(self.config.get("num_classes")),
             parameters=f"{sum(p.numel() for p in self.parameters()):,}",
             config=json.dumps(self.config, indent=2, sort_keys=True),
             **kwargs,
@@ -274,6 +257,24 @@ class Pretrained(
             if p.default is p.empty and p.name not in arguments:
                 return f"it has no argument {p.name!r}"
         return None
+
+
+def class_names(folder: str | Path) -> list[str] | None:
+    """The names of a saved model's classes, by their labels; None where it has none.
+
+    Raises:
+        ValueError: `classes.json` holds something else than names.
+    """
+    file = Path(folder) / CLASSES_FILE
+    try:
+        names = json.loads(file.read_text())
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise ValueError(f"{file} is damaged: {error}") from error
+    if not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+        raise ValueError(f"{file} must hold a list of names, got {names!r}")
+    return names
 
 
 def _parameters_of(cls: type) -> tuple[list[inspect.Parameter], bool]:

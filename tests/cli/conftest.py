@@ -61,3 +61,11 @@ def folder(tmp_path):
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (8, 8), (10 * i, 255 - 10 * i, 9)).save(path)
     return tmp_path / "images"
+
+
+@pytest.fixture
+def cache(call, folder, autoencoder):
+    """A cache of latents of these images."""
+    options = ("--autoencoder", autoencoder, "--labels", "--flip", "both", "--shard-size", 8)
+    succeeded(call("encode", folder, "--output", "cache", *options))
+    return "cache"

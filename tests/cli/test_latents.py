@@ -14,13 +14,6 @@ AUTOENCODER = ["--width", "4", "--image-size", "8", "--factor", "2", "--latent-c
 
 
 @pytest.fixture
-def cache(call, folder, autoencoder):
-    options = ("--autoencoder", autoencoder, "--labels", "--flip", "both", "--shard-size", 8)
-    succeeded(call("encode", folder, "--output", "cache", *options))
-    return "cache"
-
-
-@pytest.fixture
 def run(call, cache):
     succeeded(call("train", cache, *TINY, "--hold-out", 0.5, "--run", "run"))
     return "run"
