@@ -18,7 +18,15 @@ import autoregressive_diffusion_pytorch as package
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "autoregressive_diffusion_pytorch"
 # folders of a layer import none of each other, and only from layers to their right
-LAYERS = [{"cli"}, {"serving"}, {"runs"}, {"evaluation", "training"}, {"data", "models"}, {"heads"}, {"utils"}]
+LAYERS = [
+    {"cli"},
+    {"serving"},
+    {"runs"},
+    {"evaluation", "training"},
+    {"data", "models"},
+    {"heads"},
+    {"utils"},
+]
 
 
 def python(code):

@@ -145,6 +145,7 @@ def served_run(run_folder: Path, checkpoint: int | None, precision: str) -> Serv
 
 def served_model(folder: Path, checkpoint: int | None, precision: str) -> Served:
     from ..data.sequence_files import SequenceFormat
+    from ..models.hub import class_names
     from ..models.presets import load_pretrained
     from ..models.sequence_model import SequenceModel
     from ..serving.served import Served
@@ -154,10 +155,11 @@ def served_model(folder: Path, checkpoint: int | None, precision: str) -> Served
     model = load_pretrained(str(folder))
     is_sequences = isinstance(model, SequenceModel)
     count = (model if is_sequences else model.model).conditioning.num_classes
+    numbers = None if count is None else [str(i) for i in range(count)]
     return Served(
         name=folder.resolve().name if folder.exists() else str(folder),
         load=lambda _: model,
-        classes=None if count is None else [str(i) for i in range(count)],
+        classes=class_names(folder) or numbers,
         format=SequenceFormat(".npy") if is_sequences else None,
         precision=precision,
     )

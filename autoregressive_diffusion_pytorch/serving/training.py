@@ -29,17 +29,18 @@ def training_tab(record: RunRecord) -> None:
             place = gr.Slider(0, 1, 1, step=1, label="Grids, from the first to the last")
 
     def refresh(at: int, count: int) -> tuple[Any, ...]:
-        grids = sorted(record.grids.items())
-        last = max(len(grids) - 1, 0)
-        at = last if at >= count - 1 else int(at)  # who looks at the last one goes on to do so
-        slider = gr.Slider(maximum=max(last, 1), value=at, visible=last > 0)
-        shown = _grid_html(grids, at)
-        return _status_html(record), _losses(record), slider, shown, _tables(record), len(grids)
+        grids, slider, shown = len(record.grids), gr.skip(), gr.skip()
+        if grids != count:
+            last = max(grids - 1, 0)
+            at = last if at >= count - 1 else int(at)  # who looks at the last one goes on to
+            slider = gr.Slider(maximum=max(last, 1), value=at, visible=last > 0)
+            shown = _grid_html(record, at)
+        return _status_html(record), _losses(record), slider, shown, _tables(record), grids
 
     def show(at: int) -> str:
-        return _grid_html(sorted(record.grids.items()), int(at))
+        return _grid_html(record, int(at))
 
-    count = gr.State(0)
+    count = gr.State(-1)
     given = dict(inputs=[place, count], outputs=[status, plot, place, picture, checkpoints, count])
     private = dict(api_visibility="private", show_progress="hidden")
     gr.Timer(EVERY).tick(refresh, **given, **private)
@@ -76,12 +77,20 @@ def _losses(record: RunRecord) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["step", "loss", "curve"])
 
 
-def _grid_html(grids: list[tuple[int, Any]], at: int) -> str:
+def _grid_html(record: RunRecord, at: int) -> str:
+    """The grid of a place among all, with what was measured at its step."""
+    grids = list(record.grids.items())
     if not grids:
         return "<p>No grid is drawn yet.</p>"
     step, file = grids[min(at, len(grids) - 1)]
+    facts = [f"step {step:,}"]
+    losses = {point.step: point.validation_loss for point in record.checkpoints}
+    if losses.get(step) is not None:
+        facts.append(f"validation loss {losses[step]:.4f}")
+    if step in record.distances:
+        facts.append(f"distance {record.distances[step]:.4g}")
     try:
-        return picture_html(file.read_bytes(), f"step {step:,}")
+        return picture_html(file.read_bytes(), ", ".join(facts))
     except OSError as error:
         return f"<p>{escape(str(error))}</p>"
 

@@ -176,10 +176,10 @@ def test_a_training_is_seen_to_go_on(uploads, trained, browser, tmp_path, monkey
         Image.new("RGB", (50, 50)).save(folder / "samples" / "results.5.png")
         expect("running", exact=True).wait_for()
         expect("step 5 of 8").wait_for()
-        expect("step 5", exact=True).wait_for()
+        expect("step 5", exact=True).wait_for()  # of the grid
         # an earlier grid stays while others come
         visitor.set("number input for Grids, from the first to the last", 0)
-        expect("step 2", exact=True).wait_for()
+        expect(re.compile(r"step 2, validation loss \d\.\d{4}")).wait_for()
         visitor.page.wait_for_timeout(500)
         assert "step 2" in grid.inner_text()
         visitor.close()
