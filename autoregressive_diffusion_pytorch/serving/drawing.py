@@ -62,11 +62,11 @@ def frames(items: Iterator[T], every: float = FRAME) -> Iterator[tuple[T, bool]]
         yield item, True
 
 
-def draw_tab(served: Served) -> None:
+def draw_tab(served: Served, page: gr.Blocks) -> None:
     with gr.Row():
         with gr.Column(scale=2, min_width=300):
             button, again, stop = buttons("Draw", "Next seed", "Stop")
-            widgets = Widgets(served, most_at_first(served), "Pictures")
+            widgets = Widgets(served, page, most_at_first(served), "Pictures")
         with gr.Column(scale=3, min_width=320, elem_classes="shown"):
             output = gr.HTML(NOTHING_YET, elem_id="drawn")
 
@@ -82,22 +82,22 @@ def draw_tab(served: Served) -> None:
     stop.click(None, cancels=[event, event_again], api_visibility="private")
 
 
-def complete_tab(served: Served) -> None:
+def complete_tab(served: Served, page: gr.Blocks) -> None:
     model = served.model()
     height, (cell, _) = model.image_size[0], model.tokenizer.cell
     draws_any_order = model.model.draws_any_order
-    painted = region = None
+    own, painted = [], None
     with gr.Row():
         with gr.Column(scale=2, min_width=300):
             upload, preview = _upload("image-to-complete")
             if draws_any_order:
-                region = gr.Radio([PAINTED, ROWS], value=PAINTED, label="Draw anew")
+                own.append(gr.Radio([PAINTED, ROWS], value=PAINTED, label="Draw anew"))
             keep = gr.Slider(
                 0, height - cell, height // cell // 2 * cell, step=cell, label="Rows to keep"
             )
             counted = "Completions" if served.classes is None else "Completions of each class"
             button, stop = buttons("Complete", "Stop")
-            widgets = Widgets(served, 8, counted)
+            widgets = Widgets(served, page, 8, counted)
         with gr.Column(scale=3, min_width=320, elem_classes="shown"):
             if draws_any_order:
                 painted = gr.ImageEditor(
@@ -109,26 +109,22 @@ def complete_tab(served: Served) -> None:
                     label="Paint what is drawn anew",
                     elem_id="painted",
                 )
+                own.append(painted)
             output = gr.HTML(NOTHING_YET, elem_id="completed")
 
     def complete(file: str | None, keep_rows: int, *values: Any) -> Iterator[str]:
         with told():
             if file is None:
                 raise ValueError("upload an image first: it is what is completed")
-            image = served.read_image(file)
-            values, where = list(values), int(keep_rows)
-            if draws_any_order and values.pop(0) == PAINTED:
-                where = _mask_of(values.pop(0), model.image_size)
-            elif draws_any_order:
-                values.pop(0)
-                where = torch.zeros(model.image_size, dtype=torch.bool)
-                where[int(keep_rows) :] = True
-            request = widgets.request(values)
-            for images, is_last in frames(served.completions(image, where, request)):
+            image, region = served.read_image(file), int(keep_rows)
+            if draws_any_order:
+                region = _mask_of(*values[: len(own)], region, model.image_size)
+            request = widgets.request(values[len(own) :])
+            for images, is_last in frames(served.completions(image, region, request)):
                 yield grid_html(served, request, images, is_last, file)
 
-    own = [upload, keep, *([region, painted] if draws_any_order else [])]
-    given = dict(inputs=[*own, *widgets.components], outputs=output, **ON_MODEL)
+    inputs = [upload, keep, *own, *widgets.components]
+    given = dict(inputs=inputs, outputs=output, **ON_MODEL)
     event = button.click(complete, api_visibility="private", **given)
     stop.click(None, cancels=[event], api_visibility="private")
     _show_uploaded(served, upload, preview, painted)
@@ -205,8 +201,13 @@ def _enlarged(picture: Image.Image) -> Image.Image:
     return picture.resize((times * picture.width, times * picture.height), Image.Resampling.NEAREST)
 
 
-def _mask_of(painted: dict[str, Any] | None, image_size: tuple[int, int]) -> Tensor:
-    """True for the pixels (h w) of the model's images that paint touches."""
+def _mask_of(
+    chosen: str, painted: dict[str, Any] | None, keep_rows: int, image_size: tuple[int, int]
+) -> Tensor:
+    """True for the pixels (h w) to draw: those that paint touches, or below the rows to keep."""
+    if chosen == ROWS:
+        below = torch.arange(image_size[0]) >= keep_rows
+        return below.unsqueeze(1).expand(image_size)
     layers = (painted or {}).get("layers") or []
     opaque = [torch.from_numpy(layer[..., 3].copy()) > 0 for layer in layers if layer is not None]
     if not any(bool(layer.any()) for layer in opaque):

@@ -21,7 +21,7 @@ class Widgets:
     An option that stays as it is at first is not passed on: generation settings then decide.
     """
 
-    def __init__(self, served: Served, count: int, counted: str):
+    def __init__(self, served: Served, page: gr.Blocks, count: int, counted: str):
         self.served = served
         self.own: dict[str, gr.components.Component] = {}
         self.options: dict[str, gr.components.Component] = {}
@@ -37,6 +37,8 @@ class Widgets:
                 0, 1.5, model.generation.temperature, step=0.05, label="Temperature", info=LEARNED
             )
         with gr.Accordion("More settings", open=False):
+            if served.record is not None:
+                self._checkpoint(page)
             self._advanced(model)
 
     @property
@@ -81,6 +83,22 @@ class Widgets:
             info="Classes, a row for each; all if none is chosen.",
         )
 
+    def _checkpoint(self, page: gr.Blocks) -> None:
+        """Those that are there when the page is opened."""
+
+        def choices() -> list[tuple[str, int]]:
+            steps = [point.step for point in self.served.record.checkpoints]
+            return [("best", BEST), *((f"step {step:,}", step) for step in steps)]
+
+        self.own["step"] = step = gr.Dropdown(
+            choices(),
+            value=BEST,
+            label="Checkpoint",
+            info="The best has the lowest validation loss; without one it is the newest.",
+        )
+        opened = dict(show_progress="hidden", queue=False, api_visibility="private")
+        page.load(lambda: gr.Dropdown(choices()), None, step, **opened)
+
     def _guidance(self, model) -> None:
         settings, conditioning = model.generation, _sequence_model(model).conditioning
         if self.served.classes is not None and conditioning.cond_drop_prob > 0:
@@ -111,14 +129,6 @@ class Widgets:
                 if getattr(settings, name) is not None
             }
         )
-        if self.served.record is not None:
-            steps = [point.step for point in self.served.record.checkpoints]
-            self.own["step"] = gr.Dropdown(
-                [("best", BEST), *((f"step {step:,}", step) for step in steps)],
-                value=BEST,
-                label="Checkpoint",
-                info="The best has the lowest validation loss; without one it is the newest.",
-            )
         if "num_steps" in own:
             self.options["num_steps"] = gr.Slider(
                 1, 64, own["num_steps"], step=1, label="Steps per token"

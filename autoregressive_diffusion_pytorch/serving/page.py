@@ -28,21 +28,21 @@ def model_page(served: Served) -> gr.Blocks:
         gr.Markdown(f"# {served.name}")
         if served.format is not None:
             with gr.Tab("Draw"):
-                draw_sequences_tab(served)
+                draw_sequences_tab(served, page)
             if not model.draws_any_order:
                 with gr.Tab("Continue"):
-                    continue_tab(served)
+                    continue_tab(served, page)
         else:
             with gr.Tab("Draw"):
-                draw_tab(served)
+                draw_tab(served, page)
             with gr.Tab("Complete"):
-                complete_tab(served)
+                complete_tab(served, page)
             if model.head.has_density() and not isinstance(model.tokenizer, Latents):
                 with gr.Tab("Surprise"):
                     surprise_tab(served)
         if served.record is not None:
             with gr.Tab("Training"):
-                training_tab(served.record)
+                training_tab(served.record, page)
     return page
 
 
@@ -51,7 +51,7 @@ def run_page(record: RunRecord) -> gr.Blocks:
     name = record.folder.resolve().name
     with _blocks(name) as page:
         gr.Markdown(f"# {name}")
-        training_tab(record)
+        training_tab(record, page)
     return page
 
 

@@ -19,11 +19,11 @@ FRAME = 0.5  # seconds between plots that grow
 PLAYED = 8  # sequences of audio that can be heard
 
 
-def draw_sequences_tab(served: Served) -> None:
+def draw_sequences_tab(served: Served, page: gr.Blocks) -> None:
     with gr.Row():
         with gr.Column(scale=2, min_width=300):
             button, again, stop = buttons("Draw", "Next seed", "Stop")
-            widgets = Widgets(served, 8, "Sequences")
+            widgets = Widgets(served, page, 8, "Sequences")
         with gr.Column(scale=3, min_width=320, elem_classes="shown"):
             output = gr.HTML(NOTHING_YET, elem_id="drawn")
 
@@ -38,7 +38,7 @@ def draw_sequences_tab(served: Served) -> None:
     stop.click(None, cancels=[event, event_again], api_visibility="private")
 
 
-def continue_tab(served: Served) -> None:
+def continue_tab(served: Served, page: gr.Blocks) -> None:
     longest = served.model().max_seq_len
     with gr.Row():
         with gr.Column(scale=2, min_width=300):
@@ -52,7 +52,7 @@ def continue_tab(served: Served) -> None:
             keep = gr.Slider(0, longest, longest // 2, step=1, label="Tokens to keep")
             counted = "Continuations" if served.classes is None else "Continuations of each class"
             button, stop = buttons("Go on", "Stop")
-            widgets = Widgets(served, 4, counted)
+            widgets = Widgets(served, page, 4, counted)
         with gr.Column(scale=3, min_width=320, elem_classes="shown"):
             output = gr.HTML(NOTHING_YET, elem_id="continued")
 

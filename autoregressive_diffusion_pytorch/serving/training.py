@@ -18,7 +18,7 @@ MAX_POINTS = 400  # of a curve
 CURVES = dict(loss_average="loss", validation_loss="validation loss")
 
 
-def training_tab(record: RunRecord) -> None:
+def training_tab(record: RunRecord, page: gr.Blocks) -> None:
     status = gr.HTML(elem_id="status")
     with gr.Row():
         with gr.Column(scale=3, min_width=320):
@@ -45,7 +45,7 @@ def training_tab(record: RunRecord) -> None:
     private = dict(api_visibility="private", show_progress="hidden")
     gr.Timer(EVERY).tick(refresh, **given, **private)
     place.release(show, place, picture, **private)
-    gr.context.Context.root_block.load(refresh, **given, **private)
+    page.load(refresh, **given, **private)
 
 
 def _status_html(record: RunRecord) -> str:

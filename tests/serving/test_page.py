@@ -3,6 +3,7 @@
 import socket
 import time
 
+import numpy as np
 import pytest
 import torch
 
@@ -16,8 +17,8 @@ def widgets_of(served):
 
     from autoregressive_diffusion_pytorch.serving.options import Widgets
 
-    with gr.Blocks():
-        return Widgets(served, 16, "Pictures")
+    with gr.Blocks() as page:
+        return Widgets(served, page, 16, "Pictures")
 
 
 def values_of(widgets, **changes):
@@ -62,6 +63,20 @@ def test_all_options_can_be_drawn_with(served, masked):
         request = widgets.request(values_of(widgets, count=3, **changed))
         *_, images = model.images(request)
         assert torch.isfinite(images).all()
+
+
+def test_regions_are_painted_or_below_the_rows_to_keep(uploads):
+    from autoregressive_diffusion_pytorch.serving.drawing import PAINTED, ROWS, _mask_of
+
+    layer = np.zeros((64, 64, 4), dtype=np.uint8)
+    layer[10, 20, 3] = 1
+    touched = _mask_of(PAINTED, dict(layers=[None, layer]), 4, (8, 8))
+    assert touched.nonzero().tolist() == [[1, 2]]
+    below = _mask_of(ROWS, None, 6, (8, 8))
+    assert below.sum(dim=1).tolist() == [0] * 6 + [8] * 2
+    for nothing in (None, dict(layers=[np.zeros_like(layer)])):
+        with pytest.raises(ValueError, match="nothing is painted yet"):
+            _mask_of(PAINTED, nothing, 4, (8, 8))
 
 
 def test_frames_show_some_pictures_and_the_last(uploads):
