@@ -100,7 +100,7 @@ def compare_runs(folders: Sequence[str | Path], step: int | None = None) -> Comp
     if len(set(names)) < len(names):
         names = [str(run.folder) for run in runs]
     names = list(map(printable, names))
-    settings = _differing([settings_of(run.config) for run in runs])
+    settings = _differing(list(map(settings_of, _configs(runs))))
     apart = [row.name for row in settings if row.name in LOSS_DEPENDS_ON]
     measured = [_measured(run) for run in runs]
     bases = {basis for found in measured for basis in found.bases}
@@ -125,6 +125,30 @@ def compare_runs(folders: Sequence[str | Path], step: int | None = None) -> Comp
 # settings
 
 
+def _configs(runs: list[RunRecord]) -> list[dict[str, Any]]:
+    """The configurations of runs, with the defaults of their models if those of all are known.
+
+    A run that was trained tells only what was chosen, a distilled one all arguments of its model.
+    """
+    configs, arguments = [run.config for run in runs], [run.arguments for run in runs]
+    if not all(arguments):
+        return configs
+    return [
+        config | dict(model=_filled(config["model"], defaults))
+        for config, defaults in zip(configs, arguments, strict=True)
+    ]
+
+
+def _filled(given: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    """What was given, and what it leaves open, also in dictionaries within."""
+    filled = dict(given)
+    for name, default in defaults.items():
+        value = filled.setdefault(name, default)
+        if isinstance(value, dict) and isinstance(default, dict):
+            filled[name] = _filled(value, default)
+    return filled
+
+
 def settings_of(config: dict[str, Any]) -> dict[str, str]:
     """The settings of a run in words, by the names that users know them by."""
     found: dict[str, str] = {}
@@ -133,6 +157,8 @@ def settings_of(config: dict[str, Any]) -> dict[str, str]:
         name = NAMES.get(path[-1], path[-1].replace("_", " "))
         if path[0] == "format":  # of files, which have channels, too
             name = f"{name} of files"
+        if path[0] == "model" and path[-1] == "num_samples":  # of the energy score, not of grids
+            name = "samples per token"
         if path[-1] not in ELSEWHERE:
             found.setdefault(name, _text(value))
     return found
@@ -161,10 +187,10 @@ def _text(value: Any) -> str:
 
 
 def _differing(settings: list[dict[str, str]]) -> list[Row]:
-    """The settings that differ, but for those that only other kinds of runs have."""
-    kinds = {found["kind"]: set() for found in settings}
+    """The settings that differ, but for those that only other kinds of runs or heads have."""
+    kinds = {(found["kind"], found["head"]): set() for found in settings}
     for found in settings:
-        kinds[found["kind"]] |= found.keys()
+        kinds[found["kind"], found["head"]] |= found.keys()
     names = (name for found in settings for name in found)
     rows = [
         Row(name, [found.get(name, NONE) for found in settings])

@@ -74,7 +74,7 @@ def _check_config(file: Path, config: Any) -> None:
     if not isinstance(config, dict):
         raise ValueError(f"{file} must hold keys and values, got {config!r}")
     kind = config.get("kind", "images")
-    if kind not in MODEL_KEYS:
+    if kind not in list(MODEL_KEYS):
         raise ValueError(f"{file}: 'kind' must not be {kind!r}")
     for section, keys in (*KEYS.items(), (("model",), MODEL_KEYS[kind])):
         values = config

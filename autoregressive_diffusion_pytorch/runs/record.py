@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 import socket
 import struct
@@ -21,9 +22,13 @@ State = Literal["running", "stopped", "ended"]
 Result = TypeVar("Result")
 
 PARTS = ("checkpoints", "logs", "samples", "progress.json")  # one of which a run has at least
-PROGRESS_KEYS = {"state", "step", "num_train_steps", "pid", "host", "started", "updated"}
+# of which an optional one may be None
+PROGRESS = dict.fromkeys(("state", "item", "host", "started", "updated"), str)
+PROGRESS |= dict.fromkeys(("step", "num_train_steps", "pid"), int)
+PROGRESS |= dict.fromkeys(("items_per_second", "loss"), int | float | None)
 SILENCE = timedelta(minutes=10)  # after which a training on another machine counts as stopped
 DISTANCES = ("frechet_distance", "sliced_wasserstein")  # the first that was measured
+LONGEST_HEADER = 100_000_000  # bytes, as of the safetensors library
 # buffers that lie among the weights
 BUFFERS = re.compile(
     r"(.*\.)?(head\.(sigma_data|components)|end_head\.balance|normalization\.(mean|scale))"
@@ -65,8 +70,11 @@ class RunRecord:
     @property
     def progress(self) -> dict[str, Any] | None:
         """What `training.progress.Progress` wrote; None of runs of earlier versions."""
-        progress = self._read(self.folder / "progress.json", _json)
-        return dict(progress) if progress and progress.keys() >= PROGRESS_KEYS else None
+        progress = self._read(self.folder / "progress.json", _json) or {}
+        is_whole = all(
+            name in progress and isinstance(progress[name], kind) for name, kind in PROGRESS.items()
+        )
+        return dict(progress) if is_whole else None
 
     @property
     def state(self) -> State:
@@ -81,11 +89,16 @@ class RunRecord:
 
     @property
     def step(self) -> int:
-        """The number of training steps so far, or of the newest checkpoint."""
+        """The number of training steps so far.
+
+        Of earlier versions that of the newest checkpoint, or without one the last that was logged.
+        """
         progress, checkpoints = self.progress, self.checkpoints
         if progress is not None:
             return progress["step"]
-        return checkpoints[-1].step if checkpoints else 0
+        if checkpoints:
+            return checkpoints[-1].step
+        return max((points[-1][0] for points in self.curves().values()), default=0)
 
     @property
     def num_train_steps(self) -> int | None:
@@ -190,12 +203,27 @@ class RunRecord:
 
     @property
     def num_parameters(self) -> int | None:
-        """The number of the model's parameters, by its newest checkpoint; None without one."""
-        for point in reversed(self.checkpoints):
-            count = self._read(point.folder / "model.safetensors", _count_parameters)
+        """The number of the model's parameters, by its newest checkpoint.
+
+        Before there is one, by the model that a fine-tuning starts with; None without either.
+        """
+        for folder in self._models():
+            count = self._read(folder / "model.safetensors", _count_parameters)
             if count is not None:
                 return count
         return None
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The model's arguments with their defaults, by its newest checkpoint; none without one."""
+        for folder in self._models():
+            if arguments := self._read(folder / "config.json", _json):
+                return dict(arguments)
+        return {}
+
+    def _models(self) -> list[Path]:
+        """The folders of the run's model, the newest first."""
+        return [*(point.folder for point in reversed(self.checkpoints)), self.folder / "initial"]
 
     def facts(self) -> dict[str, str]:
         """What the run is, in words: `kind`, `head`, `order` and `dims`."""
@@ -223,22 +251,20 @@ def find_runs(folder: str | Path) -> list[Path]:
     """
     seen: set[Path] = set()
 
-    def search(folder: Path) -> Iterator[Path]:
-        if _is_run(folder):
-            yield folder
-            return
-        if (real := folder.resolve()) in seen:
-            return
-        seen.add(real)
+    def search(folder: Path) -> list[Path]:
         try:
-            inner = sorted(path for path in folder.iterdir() if path.is_dir())
-        except OSError:  # such as one that may not be read
-            return
-        for path in inner:
-            if not path.name.startswith("."):
-                yield from search(path)
+            if _is_run(folder):
+                return [folder]
+            names = sorted(name for name in os.listdir(folder) if not name.startswith("."))
+        except OSError:  # of a folder that may not be read
+            return []
+        if (real := folder.resolve()) in seen:
+            return []
+        seen.add(real)
+        inner = [name for name in names if os.path.isdir(os.path.join(folder, name))]
+        return [run for name in inner for run in search(folder / name)]
 
-    return list(search(Path(folder)))
+    return search(Path(folder))
 
 
 def _is_run(folder: Path) -> bool:
@@ -268,6 +294,8 @@ def _lives(progress: dict[str, Any]) -> bool:
         return process.status() != psutil.STATUS_ZOMBIE and process.create_time() <= started
     except psutil.NoSuchProcess:
         return False
+    except psutil.AccessDenied:  # it is there, and another user's
+        return True
 
 
 def _count_parameters(weights: Path) -> int | None:
@@ -275,10 +303,12 @@ def _count_parameters(weights: Path) -> int | None:
     try:
         with weights.open("rb") as file:
             (length,) = struct.unpack("<Q", file.read(8))
+            if length > LONGEST_HEADER:
+                return None
             header = json.loads(file.read(length))
-    except (struct.error, ValueError):
+        shapes = {name: entry["shape"] for name, entry in header.items() if name != "__metadata__"}
+    except (struct.error, ValueError, AttributeError, TypeError, KeyError):
         return None
-    shapes = {name: entry["shape"] for name, entry in header.items() if name != "__metadata__"}
     return sum(math.prod(shape) for name, shape in shapes.items() if not BUFFERS.fullmatch(name))
 
 

@@ -74,6 +74,35 @@ def test_only_settings_that_differ_are_told(runs):
     }
 
 
+def test_a_default_that_is_written_out_is_no_difference(runs):
+    own = dict(RunRecord(runs[1]).config["model"])
+    chosen = own["model"]
+    change(runs[1], model=dict(model=chosen | dict(dim_head=64, num_cond_tokens=4)))
+    assert compare_runs(runs).settings == []
+    change(runs[1], model=dict(model=chosen | dict(dim_head=32)))
+    assert texts(compare_runs(runs).settings) == {"dim head": ["64", "32"]}
+    # a run that has no checkpoint yet tells no defaults
+    shutil.rmtree(runs[0] / "checkpoints")
+    assert texts(compare_runs(runs).settings) == {"dim head": ["–", "32"]}
+
+
+def test_settings_that_other_heads_have_are_left_out(runs):
+    first, second = (RunRecord(run) for run in runs)
+    for file in (runs[1] / "config.json", second.checkpoints[-1].folder / "config.json"):
+        found = json.loads(file.read_text())
+        model = found["model"] if "head" in found else found
+        del model["model"]["flow_kwargs"]
+        model["model"]["energy_kwargs"] = dict(num_samples=7)
+        file.write_text(json.dumps(found | dict(head="energy") if "head" in found else found))
+    assert "solver" in first.arguments["model"]["flow_kwargs"]
+    assert texts(compare_runs(runs).settings) == {"head": ["flow", "energy"]}
+    third = shutil.copytree(runs[1], runs[1].with_name("third"))
+    other = RunRecord(third).config["model"]["model"] | dict(energy_kwargs=dict(num_samples=8))
+    change(third, model=dict(model=other))
+    settings = texts(compare_runs([runs[1], third]).settings)
+    assert settings == {"samples per token": ["7", "8"]}
+
+
 def test_numbers_are_side_by_side(runs):
     write_report(runs[0], 3.0, 0.2)
     write_report(runs[1], 2.0, 0.3)

@@ -4,7 +4,9 @@ import shutil
 import subprocess
 import sys
 from datetime import datetime, timedelta, timezone
+from pathlib import Path
 
+import psutil
 import pytest
 from small_trainings import SIZES
 
@@ -21,6 +23,11 @@ def run(trained, tmp_path):
 
 def change_progress(run, **changes):
     file = run.folder / "progress.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+def change_config(run, **changes):
+    file = run.folder / "config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | changes))
 
 
@@ -58,8 +65,29 @@ def test_counts_the_parameters(trained, tmp_path):
     model.save_pretrained(checkpoint)
     count = sum(parameter.numel() for parameter in model.parameters())
     assert RunRecord(tmp_path).num_parameters == count
-    (checkpoint / "model.safetensors").write_bytes(b"\x00")
-    assert RunRecord(tmp_path).num_parameters is None
+    # before there is a checkpoint, those of the model that a fine-tuning starts with
+    (tmp_path / "checkpoints" / "checkpoint.1").rename(tmp_path / "initial")
+    assert RunRecord(tmp_path).num_parameters == count
+
+
+@pytest.mark.parametrize(
+    "contents",
+    [b"\x00", b"\xff" * 9, b"\x00" * 5 + b"\x01\x00\x00{", b"\x02" + b"\x00" * 7 + b"[]"],
+    ids=["short", "too-long", "longer-than-it-may-be", "a-list"],
+)
+def test_damaged_weights_have_no_number(run, contents):
+    for point in run.checkpoints:
+        (point.folder / "model.safetensors").write_bytes(contents)
+    assert run.num_parameters is None
+
+
+def test_tells_the_arguments_of_the_model(run):
+    model = run.arguments["model"]
+    assert (run.arguments["image_size"], model["dim"]) == (8, 16)
+    assert "dim_head" not in run.config["model"]["model"]
+    assert model["dim_head"] == 64  # by default
+    shutil.rmtree(run.folder / "checkpoints")
+    assert run.arguments == {}
 
 
 def test_is_read_anew(run):
@@ -86,6 +114,15 @@ def test_a_run_is_running_while_its_process_lives(run):
     assert run.state == "stopped"
 
 
+def test_a_process_of_another_user_lives(run, monkeypatch):
+    def fail(process):
+        raise psutil.AccessDenied(process.pid)
+
+    monkeypatch.setattr(psutil.Process, "create_time", fail)
+    change_progress(run, state="running", pid=os.getpid(), started=now())
+    assert run.state == "running"
+
+
 def test_a_dead_process_that_nobody_has_waited_for_does_not_live(run):
     process = subprocess.Popen([sys.executable, "-c", ""], stdout=subprocess.PIPE)
     process.stdout.read()  # until it is over
@@ -107,6 +144,17 @@ def test_runs_of_earlier_versions_have_no_progress(run):
     assert (run.state, run.step, run.num_train_steps, run.progress) == ("ended", 4, 4, None)
     shutil.rmtree(run.folder / "checkpoints" / "checkpoint.4")
     assert (run.state, run.step) == ("stopped", 2)
+    # without a checkpoint the log tells
+    shutil.rmtree(run.folder / "checkpoints")
+    assert (run.state, run.step) == ("ended", 4)
+    shutil.rmtree(run.folder / "logs")
+    assert (run.state, run.step) == ("stopped", 0)
+
+
+@pytest.mark.parametrize("changes", [dict(step=None), dict(state=3), dict(loss="low")])
+def test_a_progress_of_other_values_is_none(run, changes):
+    change_progress(run, **changes)
+    assert run.progress is None
     (run.folder / "progress.json").write_text("[1]")
     assert run.progress is None
 
@@ -140,14 +188,16 @@ def test_names_what_is_wrong_with_a_configuration(run):
     (run.folder / "config.json").write_text("{}")
     with pytest.raises(ValueError, match=r"config\.json lacks the key 'source'"):
         _ = run.config
+    change_config(run, kind=["images"])
+    with pytest.raises(ValueError, match=r"'kind' must not be \['images'\]"):
+        _ = run.config
     (run.folder / "config.json").unlink()
     with pytest.raises(ValueError, match=r"holds no config\.json"):
         run.facts()
 
 
 def test_a_head_of_ones_own_is_no_reason_not_to_look(run):
-    file = run.folder / "config.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | dict(head="mine:Head")))
+    change_config(run, head="mine:Head")
     assert run.facts()["head"] == "mine:Head"
 
 
@@ -165,6 +215,20 @@ def test_finds_runs_below_a_folder(trained, tmp_path):
     assert find_runs(tmp_path) == [tmp_path / name for name in names]
     assert find_runs(tmp_path / "a") == [tmp_path / "a"]
     assert find_runs(tmp_path / "nowhere") == []
+
+
+def test_folders_that_may_not_be_read_are_passed_over(trained, tmp_path, monkeypatch):
+    (tmp_path / "closed").mkdir()
+    (tmp_path / "linked").symlink_to(trained)
+    is_file = Path.is_file
+
+    def refuse(path):
+        if path.parent.name == "closed":
+            raise PermissionError(13, "Permission denied", str(path))
+        return is_file(path)
+
+    monkeypatch.setattr(Path, "is_file", refuse)
+    assert find_runs(tmp_path) == [tmp_path / "linked"]
 
 
 def test_torch_is_not_loaded(trained):
