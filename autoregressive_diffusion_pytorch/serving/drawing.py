@@ -40,12 +40,19 @@ T = TypeVar("T")
 
 
 @contextmanager
-def told() -> Iterator[None]:
-    """Errors of what was asked for are told in the browser, in their own words."""
+def told(file: str | None = None) -> Iterator[None]:
+    """Errors of what was asked for are told in the browser, in their own words.
+
+    Args:
+        file: that was uploaded, which they call by its name alone.
+    """
     try:
         yield
     except (*ERRORS, torch.OutOfMemoryError) as error:
-        raise gr.Error(str(error), title="Not possible", print_exception=False) from error
+        message = str(error)
+        if file is not None:
+            message = message.replace(file, Path(file).name)
+        raise gr.Error(message, title="Not possible", print_exception=False) from error
 
 
 def frames(items: Iterator[T], every: float = FRAME) -> Iterator[tuple[T, bool]]:
@@ -113,7 +120,7 @@ def complete_tab(served: Served, page: gr.Blocks) -> None:
             output = gr.HTML(NOTHING_YET, elem_id="completed")
 
     def complete(file: str | None, keep_rows: int, *values: Any) -> Iterator[str]:
-        with told():
+        with told(file):
             if file is None:
                 raise ValueError("upload an image first: it is what is completed")
             image, region = served.read_image(file), int(keep_rows)
@@ -143,7 +150,7 @@ def surprise_tab(served: Served) -> None:
             output = gr.HTML(NOTHING_YET, elem_id="surprised")
 
     def measure(file: str | None, label: int | None = None) -> str:
-        with told():
+        with told(file):
             if file is None:
                 raise ValueError("upload an image first: it is what is measured")
             image = served.read_image(file)
@@ -185,7 +192,7 @@ def _show_uploaded(
     def show(file: str | None) -> Any:
         if file is None:
             return f"<p>{PREVIEW}</p>" if painted is None else (f"<p>{PREVIEW}</p>", None)
-        with told():
+        with told(file):
             picture = _enlarged(to_pil_image(served.read_image(file)[:3]))
             if painted is None:
                 return picture_html(png_bytes(picture), "as the model sees it")

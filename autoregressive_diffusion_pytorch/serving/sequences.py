@@ -57,7 +57,7 @@ def continue_tab(served: Served, page: gr.Blocks) -> None:
             output = gr.HTML(NOTHING_YET, elem_id="continued")
 
     def go_on(file: str | None, keep: int, *values: Any) -> Iterator[str]:
-        with told():
+        with told(file):
             if file is None:
                 raise ValueError("upload a sequence first: it is what is gone on from")
             request, prompt = widgets.request(values), served.read_sequence(file)[: int(keep)]

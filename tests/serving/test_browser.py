@@ -88,7 +88,8 @@ def test_an_upload_is_completed_and_measured_and_a_wrong_one_told(served, browse
         visitor.press("Complete")
         assert "upload an image first" in visitor.told()
         visitor.upload("image-to-complete", wrong)
-        assert "page.png is an HTML page" in visitor.told()
+        told = visitor.told()
+        assert "\npage.png is an HTML page" in told
         visitor.page.locator("#image-to-complete").get_by_label("Clear").click()
         visitor.upload("image-to-complete", photo)
         visitor.page.locator(".preview img").locator("visible=true").wait_for()
