@@ -126,8 +126,9 @@ def sampling_options(default_count: int, counted: str):
         option("--batch-size", COUNT, "Images, or sequences, drawn at a time.", default=64),
         option(
             "--precision",
-            click.Choice(["auto", "no", "bf16"]),
-            "bf16 rounds the weights; auto does where the device has instructions for it.",
+            click.Choice(["auto", "no", "bf16", "int8"]),
+            "bf16 rounds the weights; auto does where the device has instructions for it. int8 is "
+            "for few samples of a large model, on a CPU.",
             default="auto",
         ),
         flag("--compile", "Compile the model first: takes minutes, and pays for many images."),

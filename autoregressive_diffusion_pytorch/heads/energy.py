@@ -169,7 +169,7 @@ class EnergyScore(ScaledHead):
 
     def modulate_level(self, sigma: float) -> Tensor:
         """No part of the network's modulation is of a noise level: zero."""
-        return self.net.proj_in.weight.new_zeros(())
+        return self.net.proj_in.bias.new_zeros(())
 
     def denoised(self, x: Tensor, sigma: float, modulation: Tensor, sigma_data: float) -> Tensor:
         """The token that the network makes of noise x (… n)."""

@@ -120,7 +120,7 @@ class MLP(Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.proj_in.weight.dtype
+        return self.proj_in.bias.dtype  # not of weights, which may be 8-bit integers
 
     def forward(self, noised: Tensor, *, times: Tensor, z: Tensor) -> Tensor:
         """`noised` (… d), `times` (…) and `z` (… dim_z), which broadcast, to (… d)."""
@@ -140,7 +140,7 @@ class MLP(Module):
         # rounded first: not every device has double precision
         dtype = torch.promote_types(self.dtype, torch.float32)
         times = torch.stack([time.to(dtype) for time in times], dim=-1)
-        return self.time_features(times.to(self.proj_in.weight.device)).flatten(-2)
+        return self.time_features(times.to(self.proj_in.bias.device)).flatten(-2)
 
     def modulate_z(self, z: Tensor) -> Tensor:
         """The part of the modulation by `z` (… dim_z): (… modulations width)."""

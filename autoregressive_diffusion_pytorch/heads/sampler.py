@@ -130,7 +130,7 @@ class Sampler:
             noises = iter(noises)
             return self.draw(modulations, scales, intervals, lambda: next(noises))
 
-        on_cuda = self.head.net.proj_in.weight.device.type == "cuda"
+        on_cuda = self.head.net.proj_in.bias.device.type == "cuda"
         mode = "reduce-overhead" if on_cuda else None
         return compiled(draw, self.head, fullgraph=True, dynamic=False, mode=mode)
 

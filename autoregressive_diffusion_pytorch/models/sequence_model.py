@@ -170,7 +170,7 @@ class SequenceModel(ScoringMixin, Module, Pretrained, GenerationMixin):
 
     def embed(self, tokens: Tensor) -> Tensor:
         """Embeddings (b n dim) of tokens (b n d)."""
-        return self.proj_in(tokens.to(self.proj_in.weight.dtype))
+        return self.proj_in(tokens.to(self.start_token.dtype))
 
     def check_tokens(
         self, name: str, tokens: Tensor, shortest: int = 1, longest: int | None = None

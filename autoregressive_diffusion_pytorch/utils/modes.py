@@ -13,9 +13,10 @@ import torch
 from torch.nn import Module
 from torch.utils.checkpoint import checkpoint
 
+from .int8 import Int8Linear, quantize_linears
 from .validation import check_choice
 
-PRECISIONS = ("no", "bf16")  # of drawing
+PRECISIONS = ("no", "bf16", "int8")  # of drawing
 _failed: WeakKeyDictionary[Module, set[str]] = WeakKeyDictionary()  # by module, what not to compile
 
 
@@ -61,11 +62,25 @@ def best_precision() -> str:
 
 
 def in_precision(model: Module, precision: str) -> Module:
-    """The model, or a copy of it with weights rounded to bfloat16."""
+    """The model, or a copy of it with weights rounded to bfloat16, or its linear layers to int8.
+
+    A model that is such a copy comes back as it is.
+    """
     check_choice("precision", precision, PRECISIONS)
-    if precision == "no" or next(model.parameters()).dtype == torch.bfloat16:
+    if precision == "no":
         return model
-    rounded = copy.deepcopy(model).bfloat16()
+    if precision == "bf16":
+        if next(model.parameters()).dtype == torch.bfloat16:
+            return model
+        rounded = copy.deepcopy(model).bfloat16()
+    else:
+        device = next(model.parameters()).device
+        if device.type != "cpu":
+            raise ValueError(f"precision = 'int8' is for a model on the CPU, got one on {device}")
+        if any(isinstance(module, Int8Linear) for module in model.modules()):
+            return model
+        rounded = copy.deepcopy(model).float()
+        quantize_linears(rounded)
     # what cannot be compiled of the one is not tried again with the other
     for module, copied in zip(model.modules(), rounded.modules(), strict=True):
         _failed[copied] = _failed.setdefault(module, set())

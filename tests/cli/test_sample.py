@@ -72,12 +72,14 @@ def test_sampling_options_reach_the_sampler(call, monkeypatch):
     assert seen["temperature"] == 0.5
 
 
-def test_samples_in_bf16(call, tmp_path):
+def test_samples_in_other_precisions(call, tmp_path):
     succeeded(call("train", *TINY))
-    succeeded(
-        call("sample", "runs/digits", "--count", 2, "--precision", "bf16", "--output", "grid.png")
-    )
-    assert (tmp_path / "grid.png").exists()
+    pixels = []
+    for precision in ("no", "bf16", "int8"):
+        options = ("--precision", precision, "--output", "grid.png")
+        succeeded(call("sample", "runs/digits", "--count", 2, *options))
+        pixels.append(Image.open("grid.png").tobytes())
+    assert len(set(pixels)) == 3
 
 
 def test_an_unknown_solver_is_refused(call):

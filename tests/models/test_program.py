@@ -3,6 +3,8 @@
 import re
 import subprocess
 import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -22,6 +24,7 @@ from autoregressive_diffusion_pytorch import (
 from autoregressive_diffusion_pytorch.heads import sampler
 from autoregressive_diffusion_pytorch.heads.head import Head
 from autoregressive_diffusion_pytorch.models import program
+from autoregressive_diffusion_pytorch.models.card import LOOP, TO_IMAGES
 from autoregressive_diffusion_pytorch.models.program import (
     Program,
     filled,
@@ -126,10 +129,11 @@ def test_a_step_goes_on_from_several_tokens_at_once():
     "model",
     [
         lambda: images(ImageAutoregressiveDiffusion, num_steps=1),
-        lambda: images(ImageAutoregressiveFlowMap, num_classes=3),
-        lambda: sequences(Autoregressive, head="energy", predict_end=True, num_recent=2),
+        lambda: sequences(
+            Autoregressive, head="flow_map", num_classes=3, predict_end=True, num_recent=2
+        ),
     ],
-    ids=["diffusion", "flow_map", "energy, sequences"],
+    ids=["images", "sequences"],
 )
 def test_torch_exports_a_step(tmp_path, model):
     made = Program(model(), "torch")
@@ -189,6 +193,25 @@ def test_the_lines_of_the_card_draw_without_torch(exported, monkeypatch):
         assert np.abs(found - image).max() < 0.51
 
 
+def test_the_page_on_sharing_shows_the_same_lines():
+    page = Path(__file__).parents[2] / "docs" / "sharing.md"
+    assert f"```python\n{LOOP}{TO_IMAGES}```" in page.read_text()
+
+
+def test_large_weights_lie_in_a_second_file(tmp_path, monkeypatch):
+    files = []
+    monkeypatch.setattr(program, "need_onnx", lambda: None)
+    monkeypatch.setattr(
+        torch.export, "export", lambda *_, **__: SimpleNamespace(range_constraints={})
+    )
+    monkeypatch.setattr(torch.onnx, "export", lambda *_, **options: files.append(options))
+    made = Program(images())
+    for limit, expected in ((10, True), (10**9, False)):
+        monkeypatch.setattr(program, "ONE_FILE", limit)
+        made._export(tmp_path / "program.onnx")
+        assert files.pop()["external_data"] is expected
+
+
 def test_sampling_json_says_what_the_loop_must_know():
     settings = Program(images(temperature=0.9, num_steps=3, **GUIDED), "torch").settings()
     assert settings["images"] == dict(
@@ -224,9 +247,15 @@ def test_a_program_that_draws_other_tokens_is_refused(tmp_path, monkeypatch, dif
         made.write(tmp_path)
 
 
-def test_what_torch_cannot_export_is_told(tmp_path):
+def test_what_torch_cannot_export_is_told(tmp_path, monkeypatch):
+    def fail(_):
+        raise RuntimeError("the length\nis a number")
+
+    monkeypatch.setattr(Program, "_exported", fail)
     made = Program(sequences(decoder_kwargs=dict(alibi_pos_bias=True)), "torch")
-    with pytest.raises(ValueError, match=r"cannot export this model with decoder_kwargs = .*alibi"):
+    with pytest.raises(
+        ValueError, match=r"cannot export this model with decoder_kwargs = .*alibi.*: the length$"
+    ):
         made.write(tmp_path)
 
 

@@ -317,7 +317,7 @@ def test_other_precisions():
         small_image_model().stream,
     ):
         with pytest.raises(
-            ValueError, match=r"precision must be one of .*'no', 'bf16', got 'fp16'"
+            ValueError, match=r"precision must be one of .*'no', 'bf16', 'int8', got 'fp16'"
         ):
             draw(labels=1, precision="fp16")
 
