@@ -82,6 +82,13 @@ precision_option = option(
     "Mixed precision; auto is bf16 where the device has instructions for it.",
     default="auto",
 )
+drawing_precision_option = option(
+    "--precision",
+    click.Choice(["auto", "no", "bf16", "int8"]),
+    "bf16 rounds the weights; auto does where the device has instructions for it. int8 is for few "
+    "samples of a large model, on a CPU.",
+    default="auto",
+)
 workers_option = option(
     "--workers", click.IntRange(0), "Processes that read images in advance.", default=0
 )

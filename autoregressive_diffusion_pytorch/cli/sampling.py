@@ -16,6 +16,7 @@ from .options import (
     SEED,
     add_options,
     checkpoint_option,
+    drawing_precision_option,
     flag,
     one_line_errors,
     option,
@@ -124,13 +125,7 @@ def sampling_options(default_count: int, counted: str):
         ),
         option("--temperature", FACTOR, f"Below 1 for less variety. {TUNED} 1]"),
         option("--batch-size", COUNT, "Images, or sequences, drawn at a time.", default=64),
-        option(
-            "--precision",
-            click.Choice(["auto", "no", "bf16", "int8"]),
-            "bf16 rounds the weights; auto does where the device has instructions for it. int8 is "
-            "for few samples of a large model, on a CPU.",
-            default="auto",
-        ),
+        drawing_precision_option,
         flag("--compile", "Compile the model first: takes minutes, and pays for many images."),
         option(
             "--seed", SEED, "Image i of a seed is the same for any count and batch size.", default=0

@@ -15,6 +15,7 @@ import click
 from .options import (
     add_options,
     checkpoint_option,
+    drawing_precision_option,
     flag,
     one_line_errors,
     option,
@@ -44,12 +45,7 @@ page_options = add_options(
 @click.argument("model", metavar="RUN_OR_MODEL")
 @own_head_option
 @checkpoint_option
-@option(
-    "--precision",
-    click.Choice(["auto", "no", "bf16"]),
-    "bf16 rounds the weights; auto does where the device has instructions for it.",
-    default="auto",
-)
+@drawing_precision_option
 @page_options
 def serve(
     model: str, checkpoint: int | None, precision: str, host: str, port: int | None, opens: bool
