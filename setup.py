@@ -54,7 +54,14 @@ setup(
         "export": ["onnx>=1.17", "onnxruntime>=1.20", "onnxscript>=0.2"],
         "docs": ["mkdocs-material>=9", "mkdocstrings[python]>=0.26"],
         "latents": ["diffusers>=0.33"],
-        "serve": ["gradio>=6.0", "matplotlib>=3.6", "torchdiffeq>=0.2.5"],
+        "serve": [
+            "fastapi",
+            "gradio>=6.0",
+            "matplotlib>=3.6",
+            "pandas",
+            "torchdiffeq>=0.2.5",
+            "uvicorn",
+        ],
         "eval": ["matplotlib>=3.6", "torch-fidelity>=0.4", "torchdiffeq>=0.2.5"],
         "test": [
             "aeon>=1.0",

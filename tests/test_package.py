@@ -168,25 +168,29 @@ def test_wheel_holds_the_package_and_nothing_else(distributions):
     wheel, _ = distributions
     files = {name for name in wheel.namelist() if ".dist-info/" not in name}
     expected = {str(path.relative_to(ROOT)) for path in source_files()}
-    assert files == expected | {"autoregressive_diffusion_pytorch/py.typed"}
+    beside = {"py.typed", "serving/page.css"}
+    assert files == expected | {f"autoregressive_diffusion_pytorch/{name}" for name in beside}
     assert any(name.endswith("licenses/LICENSE") for name in wheel.namelist())
 
 
 def test_wheel_needs_what_the_package_imports(distributions):
-    """Every package that is imported at the top of a module is installed with it."""
+    """Every package that is imported at the top of a module is installed with it; those of
+    `serving` with the extra `serve`."""
     wheel, _ = distributions
     (name,) = (name for name in wheel.namelist() if name.endswith("METADATA"))
     metadata = wheel.read(name).decode()
     needed = re.findall(r"^Requires-Dist: ([\w-]+)[^;\n]*$", metadata, flags=re.MULTILINE)
     modules = {"pillow": "PIL"}
     known = {modules.get(name, name.replace("-", "_")) for name in needed}
+    served = set(re.findall(r'^Requires-Dist: ([\w-]+).*extra == "serve"', metadata, re.MULTILINE))
     for file in source_files():
         for node in ast.parse(file.read_text()).body:
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             if isinstance(node, ast.ImportFrom) and not node.level:
                 names = [node.module]
             for root in {name.partition(".")[0] for name in names}:
-                assert root in known or root in sys.stdlib_module_names, f"{file} imports {root}"
+                brought = known | served if folder_of(file) == "serving" else known
+                assert root in brought or root in sys.stdlib_module_names, f"{file} imports {root}"
 
 
 def test_source_archive_holds_what_it_takes_to_build_and_test(distributions):
