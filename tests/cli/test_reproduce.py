@@ -53,7 +53,11 @@ def configured(call, monkeypatch):
         ("train speech --labels --no-ends --dropout 0.1 --input-noise 0 --max-length 5", None),
         ("train speech --order random --size tiny", None),
         ("train cache --labels --patch-size 2", "train cache --patch-size 2 --labels"),
-        ("train --from model --freeze head --freeze proj_in --labels --steps 9", None),
+        (
+            "train flowers --from model --freeze head --freeze proj_in --flip --steps 9",
+            "train flowers --from model --freeze head --freeze proj_in --image-size 8 "
+            "--noise-draws 1 --steps 9 --flip",
+        ),
     ],
 )
 def test_a_command_gives_the_same_configuration(request, configured, given, expected):
@@ -62,7 +66,7 @@ def test_a_command_gives_the_same_configuration(request, configured, given, expe
             request.getfixturevalue(name)
     if "--from model" in given:
         sizes = dict(dim=16, depth=1, heads=2, dim_head=64, mlp_depth=1, mlp_width=16)
-        model = ImageAutoregressiveFlow(model=sizes, image_size=8, patch_size=2, channels=1)
+        model = ImageAutoregressiveFlow(model=sizes, image_size=8, patch_size=4, channels=1)
         model.save_pretrained("model")
     config = configured(shlex.split(given))
     told = train_command(config, "mine")
