@@ -6,10 +6,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import gradio as gr
+import torch
+from torch.nn import Module
 
+from ..models.sequence_model import SequenceModel
 from ..models.settings import GUIDANCE_SCHEDULES
-from .served import MAX_SAMPLES, Request, Served
+from .served import Request, Served
 
+MOST = 64  # samples, or completions of a class
 LEARNED = "1 draws from what was learned"
 BEST = 0  # as a checkpoint's step
 SHOWN_CLASSES = 12  # of more, one is chosen at first
@@ -28,9 +32,7 @@ class Widgets:
         model = served.model()
         with gr.Group():
             self._labels()
-            # a number of steps that the slider has
-            most = MAX_SAMPLES if served.format is None else 64
-            self.own["count"] = gr.Slider(1, min(most, 64), count, step=1, label=counted)
+            self.own["count"] = gr.Slider(1, MOST, count, step=1, label=counted)
             self.own["seed"] = gr.Number(0, label="Seed", precision=0, minimum=0)
             self._guidance(model)
             self.options["temperature"] = gr.Slider(
@@ -99,12 +101,12 @@ class Widgets:
         opened = dict(show_progress="hidden", queue=False, api_visibility="private")
         page.load(lambda: gr.Dropdown(choices()), None, step, **opened)
 
-    def _guidance(self, model) -> None:
+    def _guidance(self, model: Module) -> None:
         settings, conditioning = model.generation, _sequence_model(model).conditioning
         if self.served.classes is not None and conditioning.cond_drop_prob > 0:
             self.options["guidance_scale"] = gr.Slider(
                 0,
-                8,
+                max(8, settings.guidance_scale),
                 settings.guidance_scale,
                 step=0.1,
                 label="Guidance",
@@ -113,25 +115,19 @@ class Widgets:
         if _sequence_model(model).context_drop_prob > 0:
             self.options["context_guidance"] = gr.Slider(
                 0,
-                6,
+                max(6, settings.context_guidance),
                 settings.context_guidance,
                 step=0.1,
                 label="Context guidance",
                 info=f"Above 1 to follow what is drawn so far more closely; {LEARNED}.",
             )
 
-    def _advanced(self, model) -> None:
+    def _advanced(self, model: Module) -> None:
         settings, head = model.generation, model.head
-        own = head.sampling_settings(
-            **{
-                name: getattr(settings, name)
-                for name in ("num_steps", "solver")
-                if getattr(settings, name) is not None
-            }
-        )
+        own = head.sampling_settings(**settings.with_given({}, head))
         if "num_steps" in own:
             self.options["num_steps"] = gr.Slider(
-                1, 64, own["num_steps"], step=1, label="Steps per token"
+                1, max(64, own["num_steps"]), own["num_steps"], step=1, label="Steps per token"
             )
         if "solver" in own:
             self.options["solver"] = gr.Dropdown(
@@ -142,17 +138,15 @@ class Widgets:
             self.options["order"] = gr.Dropdown(
                 ["random", "raster"], value="random", label="Order of the tokens"
             )
-            length = sequence_model.max_seq_len
-            most = self._iterations(sequence_model)
             self.options["num_iterations"] = gr.Slider(
                 1,
-                length,
-                most,
+                sequence_model.max_seq_len,
+                _num_iterations(sequence_model),
                 step=1,
                 label="Iterations",
                 info="Passes of the transformer, each for some tokens.",
             )
-        if self.served.format is not None and sequence_model.draws_any_order is False:
+        if self.served.format is not None and not sequence_model.draws_any_order:
             longest = sequence_model.max_seq_len
             self.options["seq_len"] = gr.Slider(1, longest, longest, step=1, label="Most tokens")
         if sequence_model.end_head is not None:
@@ -178,14 +172,14 @@ class Widgets:
                         None, label=f"Guide at sigma {label}", min_width=120
                     )
 
-    def _iterations(self, sequence_model) -> int:
-        import torch
 
-        length, none_known = sequence_model.max_seq_len, torch.empty(1, 0, dtype=torch.long)
-        given = sequence_model.generation.num_iterations
-        return len(sequence_model.order_of(length, none_known, None, given).sizes)
+def _num_iterations(model: SequenceModel) -> int:
+    """Those of `sample` by default."""
+    none_known = torch.empty(1, 0, dtype=torch.long)
+    given = model.generation.num_iterations
+    return len(model.order_of(model.max_seq_len, none_known, None, given).sizes)
 
 
-def _sequence_model(model):
+def _sequence_model(model: Module) -> SequenceModel:
     """The sequence model, which that of images holds."""
     return getattr(model, "model", model)
