@@ -46,11 +46,11 @@ def card_of(
 
 
 def _training_facts(config: dict[str, Any], checkpoint: Path) -> dict[str, Any]:
-    trainer = config["trainer"]
+    trainer, kind = config["trainer"], _items(config)
     facts = {
-        "images": printable(Path(config["source"]).name),
+        kind: printable(Path(config["source"]).name),
         "steps": f"{step_of(checkpoint):,}",
-        "images per step": f"{trainer['batch_size'] * config['accumulate']} in each process",
+        f"{kind} per step": f"{trainer['batch_size'] * config['accumulate']} in each process",
         "learning rate": f"{trainer['learning_rate']:g}, {trainer['lr_schedule']}",
         "precision": config["used_precision"],
         "seed": config["seed"],
@@ -71,8 +71,8 @@ def _metrics(
     """The validation loss, and figures of the checkpoint's reports, each of the newest with it."""
     metrics, loss = {}, validation_loss(checkpoint)
     if loss is not None:
-        of = "sequences" if config["kind"] == "sequences" else "images"
-        metrics["validation loss"] = f"{loss:.4f}, on {config['hold_out']:.1%} of the {of}"
+        share = f"{config['hold_out']:.1%} of the {_items(config)}"
+        metrics["validation loss"] = f"{loss:.4f}, on {share}"
     files = run_folder.glob("evaluation/report.*.json")
     found = {}
     for file in sorted(files, key=lambda file: file.stat().st_mtime):
@@ -118,3 +118,8 @@ def _changes(sampling: dict[str, Any], model: ImageAutoregressive | SequenceMode
     if features != "none":
         told.append(f"features of {printable(Path(features).name)}")
     return "".join(f"; {part}" for part in told)
+
+
+def _items(config: dict[str, Any]) -> str:
+    """What a run is trained on, in a word."""
+    return "sequences" if config["kind"] == "sequences" else "images"

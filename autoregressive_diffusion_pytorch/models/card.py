@@ -10,7 +10,8 @@ from torch.nn import Module
 from ..utils.text import printable
 
 # what draws by a program, of which `sampling.json` says all that differs between models
-LOOP = """import json
+LOOP = """# pip install numpy onnxruntime pillow
+import json
 
 import numpy as np
 import onnxruntime
@@ -38,7 +39,15 @@ for _ in range(settings["num_tokens"]):
     tokens.append(outputs["token"])
 tokens = np.stack(tokens, axis=1)
 """
-WITHOUT_IMAGES = LOOP.replace("from PIL import Image\n", "")
+OF_SEQUENCES = LOOP.replace("from PIL import Image\n", "").replace(" pillow", "")
+ENDS = """    ends.append(rng.random(batch) < outputs["end_probability"])
+tokens, ends = np.stack(tokens, axis=1), np.stack(ends, axis=1)
+ends[:, 0] = False  # at least one token
+lens = np.where(ends.any(axis=1), ends.argmax(axis=1), settings["num_tokens"])
+sequences = [seq[:length] for seq, length in zip(tokens, lens)]
+"""
+WITH_ENDS = OF_SEQUENCES.replace("tokens = []", "tokens, ends = [], []")
+WITH_ENDS = WITH_ENDS.replace("tokens = np.stack(tokens, axis=1)\n", ENDS)
 TO_IMAGES = """
 of = settings["images"]
 (rows, columns), (height, width), channels = of["grid"], of["patch_size"], of["channels"]
@@ -98,7 +107,6 @@ Exported by {{ versions }}.
 {%- if loop %} These lines draw with it, in this folder:
 
 ```python
-# pip install numpy onnxruntime pillow
 {{ loop -}}
 ```
 {%- else %} `torch.export.load("{{ program }}").module()` runs it.
@@ -116,6 +124,13 @@ Exported by {{ versions }}.
 def in_table(text: str) -> str:
     """A text as a cell of a table."""
     return printable(text).replace("|", "\\|")
+
+
+def loop_of(model: Module) -> str:
+    """The lines that draw with a model's program of ONNX."""
+    if hasattr(model, "tokenizer"):
+        return LOOP + TO_IMAGES
+    return OF_SEQUENCES if model.end_head is None else WITH_ENDS
 
 
 def sampling_facts(model: Module) -> dict[str, str]:

@@ -19,7 +19,7 @@ from ..heads.head import Head, head_name
 from ..heads.solvers import SOLVERS
 from ..utils.files import utf8_path
 from ..utils.manifests import best_checkpoint
-from .card import LOOP, MODEL_CARD, TO_IMAGES, WITHOUT_IMAGES, in_table, sampling_facts, versions
+from .card import MODEL_CARD, in_table, loop_of, sampling_facts, versions
 from .settings import GENERATION_FILE, GenerationSettings
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
@@ -145,7 +145,7 @@ class Pretrained(
         """The card of `save_pretrained`: its `model_card_kwargs`, and what the model says."""
         tables = dict(Metrics=metrics, Sampling=sampling_facts(self), Training=training)
         tables["Classes, by label"] = dict(enumerate(map(in_table, classes or [])))
-        loop = LOOP + TO_IMAGES if hasattr(self, "tokenizer") else WITHOUT_IMAGES
+        is_onnx = program is not None and program.endswith(".onnx")
         return super().generate_model_card(
             title=title or type(self).__name__,
             grid=grid,
@@ -153,7 +153,7 @@ class Pretrained(
             commands=commands,
             versions=versions(),
             program=program,
-            loop=loop if program is not None and program.endswith(".onnx") else None,
+            loop=loop_of(self) if is_onnx else None,
             class_name=type(self).__name__,
             labels=bool(self.config.get("num_classes")),
             parameters=f"{sum(p.numel() for p in self.parameters()):,}",

@@ -1,5 +1,6 @@
 """Programs of the sampling step: the same tokens as PyTorch's, without this library."""
 
+import json
 import re
 import subprocess
 import sys
@@ -24,7 +25,7 @@ from autoregressive_diffusion_pytorch import (
 from autoregressive_diffusion_pytorch.heads import sampler
 from autoregressive_diffusion_pytorch.heads.head import Head
 from autoregressive_diffusion_pytorch.models import program
-from autoregressive_diffusion_pytorch.models.card import LOOP, TO_IMAGES
+from autoregressive_diffusion_pytorch.models.card import LOOP, TO_IMAGES, loop_of
 from autoregressive_diffusion_pytorch.models.program import (
     Program,
     filled,
@@ -191,6 +192,26 @@ def test_the_lines_of_the_card_draw_without_torch(exported, monkeypatch):
         found = np.asarray(Image.open(folder / f"{i}.png"), dtype=np.float32)
         assert found.shape == (6, 4)
         assert np.abs(found - image).max() < 0.51
+
+
+@pytest.mark.parametrize("predict_end", [False, True])
+def test_the_lines_of_a_card_draw_sequences(tmp_path, monkeypatch, predict_end):
+    model = sequences(predict_end=predict_end, num_recent=2)
+    made = Program(model, "torch")
+    run = eager(made)
+    (tmp_path / "sampling.json").write_text(json.dumps(made.settings()))
+    session = SimpleNamespace(run=lambda _, inputs: list(run(inputs).values()))
+    module = SimpleNamespace(InferenceSession=lambda _: session)
+    monkeypatch.setitem(sys.modules, "onnxruntime", module)
+    monkeypatch.chdir(tmp_path)
+    found = {}
+    exec(loop_of(model).replace("batch, rng = 4", "batch, rng = 200"), found)
+    assert found["tokens"].shape == (200, 6, 3)
+    if predict_end:
+        lens = np.array([len(seq) for seq in found["sequences"]])
+        _, expected = model.sample(400, generator=torch.Generator().manual_seed(0))
+        assert 1 <= lens.min() < lens.max() <= 6
+        assert abs(lens.mean() - expected.float().mean()) < 0.5
 
 
 def test_the_page_on_sharing_shows_the_same_lines():
