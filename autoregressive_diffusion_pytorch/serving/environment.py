@@ -6,6 +6,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 
 
 @contextmanager
@@ -15,13 +16,18 @@ def gradio_environment() -> Iterator[None]:
     Raises:
         ModuleNotFoundError: it is not installed.
     """
-    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    if find_spec("gradio") is None:
+        raise ModuleNotFoundError(
+            "a page needs gradio: pip install 'autoregressive-diffusion-pytorch[serve]'"
+        )
     with tempfile.TemporaryDirectory(prefix="ardiff-") as uploads:
-        os.environ["GRADIO_TEMP_DIR"] = uploads
+        own = dict(GRADIO_ANALYTICS_ENABLED="False", GRADIO_TEMP_DIR=uploads)
+        before = {name: os.environ.pop(name, None) for name in own}
+        os.environ |= own
         try:
-            import gradio  # noqa: F401 - asks whether it is there
-        except ModuleNotFoundError as error:
-            raise ModuleNotFoundError(
-                "a page needs gradio: pip install 'autoregressive-diffusion-pytorch[serve]'"
-            ) from error
-        yield
+            yield
+        finally:
+            for name, value in before.items():
+                del os.environ[name]
+                if value is not None:
+                    os.environ[name] = value

@@ -1,12 +1,17 @@
 """`ardiff serve` and `ardiff watch`, as processes of their own."""
 
+import math
 import os
+import shlex
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
+import numpy as np
 import pytest
 from command_line import TINY, failed, succeeded
+from PIL import Image
 
 COMMAND = [sys.executable, "-W", "ignore", "-m", "autoregressive_diffusion_pytorch"]
 
@@ -75,13 +80,32 @@ def test_models_are_served_and_runs_watched(served_page, trained, call, tmp_path
     assert tabs == [drawn, [*drawn, "Training"], []]
 
 
+def test_the_command_below_a_picture_draws_it_again(labelled, call, tmp_path):
+    pytest.importorskip("gradio", reason="pages need gradio")
+    from autoregressive_diffusion_pytorch.cli.serve import served_run
+    from autoregressive_diffusion_pytorch.data.image_grids import image_grid
+    from autoregressive_diffusion_pytorch.serving.served import Request
+
+    served = served_run(Path("run"), None, "no")
+    options = dict(temperature=0.8, guidance_scale=2.0, guidance_interval=(0.5, math.inf))
+    request = Request(4, seed=5, labels=[2, 0], step=2, options=options)
+    *_, images = served.images(request)
+    words = shlex.split(served.command(request))
+    succeeded(call(*words[1:], "--precision", "no", "--output", "again.png"))
+    again = np.asarray(Image.open(tmp_path / "again.png"), dtype=int)
+    expected = np.asarray(image_grid(images, 2, ["tulip", "daisy"]), dtype=int)
+    assert abs(again - expected).max() <= 1  # of 255: the command draws in batches of its own
+
+
 def test_what_cannot_be_served_is_told(call, tmp_path, monkeypatch):
     pytest.importorskip("gradio", reason="pages need gradio")
+    from autoregressive_diffusion_pytorch.serving import environment
+
     assert "holds no config.json" in failed(call("watch", tmp_path))
     assert "does not exist" in failed(call("serve", tmp_path / "none"))
     (tmp_path / "checkpoints").mkdir()
     assert "holds no config.json" in failed(call("serve", tmp_path))
-    monkeypatch.setitem(sys.modules, "gradio", None)
+    monkeypatch.setattr(environment, "find_spec", lambda name: None)
     message = "pip install 'autoregressive-diffusion-pytorch[serve]'"
     assert message in failed(call("serve", tmp_path / "none"))
 
