@@ -17,14 +17,14 @@ heads=${HEADS:-diffusion flow flow_map energy}
 export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
 
 if [ -n "${DRY:-}" ]; then
-  device=cpu dtypes=float32 minutes=0.02 repeats=1 batches=1 steps=4
+  device=cpu dtypes=float32 minutes=0.02 repeats=1 batches=1
   sizes="--dim 16 --depth 1" images_of="--image-size 16 --patch-size 8 --size tiny"
-  tests="tests/utils/test_rng.py -k gpu" compiled=""
+  tests="-n0 tests/utils/test_rng.py -k gpu" compiled="" training="--steps 4 --batch-size 2"
   export ACCELERATE_USE_CPU=true OMP_NUM_THREADS=1
 else
-  device=cuda dtypes="float32 bfloat16" minutes=10 repeats=2 batches="1 16 64 256" steps=24
+  device=cuda dtypes="float32 bfloat16" minutes=10 repeats=2 batches="1 16 64 256"
   sizes="--dim 768 --depth 12" images_of="--image-size 64 --patch-size 8 --size base --batch-size 64"
-  tests="-k gpu" compiled="--compile"
+  tests="-k gpu" compiled="--compile" training="--steps 24"
 fi
 
 failed=0
@@ -47,7 +47,7 @@ if [ -n "$compiled" ]; then
     --batch-sizes $batches --tokens --steps --repeats $repeats $sizes --compile
 fi
 part training 180 $python benchmarks/training.py --device $device --images "$images" --heads $heads \
-  --steps $steps $sizes $compiled $peer
+  $training $sizes $compiled $peer
 part flowers 700 $ardiff train "$images" --run "$out/flowers" --minutes $minutes $images_of
 part samples 60 $ardiff sample "$out/flowers" --count 16 --output "$out/samples.png"
 exit $failed

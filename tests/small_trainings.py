@@ -3,6 +3,7 @@ processes."""
 
 import os
 import random
+import runpy
 import signal
 import subprocess
 import sys
@@ -67,20 +68,31 @@ def gradients(trainer):
     return found[0]
 
 
+def of_two(rank: int, script: str, port: int) -> None:
+    """What a launcher such as torchrun tells a process; then the script."""
+    os.environ |= dict(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2")
+    os.environ |= dict(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    runpy.run_path(script, run_name="__main__")
+
+
+# imports once for both what takes longer than most of the scripts
+LAUNCHER = """
+    import socket
+
+    from accelerate import Accelerator
+    from small_trainings import of_two
+    from torch.multiprocessing import start_processes
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    start_processes(of_two, ("script.py", port), nprocs=2, start_method="fork")
+"""
+
+
 def run_by_two(script, folder, **environment):
     """Runs a script by two processes, in a folder; what each saved as `RANK.pt`."""
     (folder / "script.py").write_text(textwrap.dedent(script))
-    command = [
-        sys.executable,
-        "-W",
-        "ignore",
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc_per_node",
-        "2",
-        "script.py",
-    ]
+    command = [sys.executable, "-W", "ignore", "-c", textwrap.dedent(LAUNCHER)]
     paths = [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
     settings = dict(
         ACCELERATE_USE_CPU="true",

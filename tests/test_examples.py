@@ -1,7 +1,6 @@
 """Every script of `examples/` runs, with a tiny model and a few steps."""
 
-import os
-import subprocess
+import runpy
 import sys
 from pathlib import Path
 
@@ -20,18 +19,15 @@ NO_SCRIPTS = {"gaussian_head"}  # a module that others import
 
 
 @pytest.fixture
-def run(tmp_path):
+def run(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(FOLDER))
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+
     def run(name):
-        paths = os.pathsep.join([str(FOLDER.parent), os.environ.get("PYTHONPATH", "")])
-        environment = os.environ | dict(
-            PYTHONPATH=paths, OMP_NUM_THREADS="1", ACCELERATE_USE_CPU="true"
-        )
-        command = [sys.executable, str(FOLDER / f"{name}.py"), *OPTIONS[name].split()]
-        result = subprocess.run(
-            command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
-        )
-        assert result.returncode == 0, result.stderr
-        return result.stdout.splitlines()
+        monkeypatch.setattr(sys, "argv", [f"{name}.py", *OPTIONS[name].split()])
+        runpy.run_path(str(FOLDER / f"{name}.py"), run_name="__main__")
+        return capsys.readouterr().out.splitlines()
 
     return run
 

@@ -1,5 +1,4 @@
 import json
-import os
 import subprocess
 import sys
 from unittest.mock import Mock
@@ -7,6 +6,7 @@ from unittest.mock import Mock
 import pytest
 from command_line import TINY, failed, succeeded
 from PIL import Image
+from small_trainings import run_by_two
 
 from autoregressive_diffusion_pytorch.cli import main
 from autoregressive_diffusion_pytorch.evaluation import tuning
@@ -39,8 +39,8 @@ def test_bad_arguments_are_refused_in_one_line(call, tmp_path, arguments, messag
 @pytest.mark.parametrize("command", [[], *([name] for name in main.commands)])
 def test_help_comes_fast_and_explains_every_option(command):
     code = (
-        "import sys; from autoregressive_diffusion_pytorch.cli import main\n"
-        f"try: main({[*command, '--help']})\n"
+        f"import runpy, sys; sys.argv[1:] = {[*command, '--help']}\n"
+        "try: runpy.run_module('autoregressive_diffusion_pytorch', run_name='__main__')\n"
         "finally: assert 'torch' not in sys.modules"
     )
     result = subprocess.run(
@@ -51,51 +51,45 @@ def test_help_comes_fast_and_explains_every_option(command):
         assert parameter.param_type_name == "argument" or parameter.help
 
 
+COMMANDS = """
+    import contextlib
+    import io
+    import json
+    import os
+    from pathlib import Path
+
+    import torch
+
+    from autoregressive_diffusion_pytorch.cli import main
+
+    outputs = []
+    for command in json.loads(Path("commands.json").read_text()):
+        with contextlib.redirect_stdout(io.StringIO()) as output:
+            main(command, standalone_mode=False)
+        outputs.append(output.getvalue())
+    torch.save(outputs, os.environ["RANK"] + ".pt")
+"""
+
+
 def test_two_processes_share_a_run_its_samples_and_its_evaluation(call, tmp_path, mean_network):
-    # beside a GPU torch would take one per process, whatever ACCELERATE_USE_CPU says
-    settings = dict(ACCELERATE_USE_CPU="true", CUDA_VISIBLE_DEVICES="", OMP_NUM_THREADS="1")
-    environment = os.environ | settings
-    launcher = [
-        sys.executable,
-        "-W",
-        "ignore",
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc_per_node",
-        "2",
-    ]
+    train = ["train", *TINY, "--hold-out", 0.008]
+    sample = ["sample", "runs/digits", "--count", 5, "--batch-size", 2, "--steps", 2, "--output"]
+    evaluate = ["evaluate", "runs/digits", "--features", mean_network, "--count", 11]
+    evaluate += ["--batch-size", 4, "--steps", 1, "--output"]
+    commands = [train, [*sample, "two.png"], [*evaluate, "two.json"]]
+    commands = [[str(argument) for argument in command] for command in commands]
+    (tmp_path / "commands.json").write_text(json.dumps(commands))
+    (trained, drawn, evaluated), silent = run_by_two(COMMANDS, tmp_path)
+    assert silent == ["", "", ""]
 
-    def launch(*arguments):
-        command = [*launcher, "-m", "autoregressive_diffusion_pytorch", "--", *map(str, arguments)]
-        result = subprocess.run(
-            command, capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=120
-        )
-        assert result.returncode == 0, result.stderr[-3000:]
-        return result.stdout
-
-    assert launch("train", *TINY, "--hold-out", 0.008) == "runs/digits/samples/results.2.png\n"
+    assert trained == "runs/digits/samples/results.2.png\n"
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["digits"]
-    options = ("sample", "runs/digits", "--count", 5, "--batch-size", 2, "--steps", 2, "--output")
-    assert launch(*options, "two.png") == "two.png\n"
-    succeeded(call(*options, "one.png"))
+    assert drawn == "two.png\n"
+    succeeded(call(*sample, "one.png"))
     assert Image.open(tmp_path / "one.png").tobytes() == Image.open(tmp_path / "two.png").tobytes()
 
-    options = (
-        "evaluate",
-        "runs/digits",
-        "--features",
-        mean_network,
-        "--count",
-        11,
-        "--batch-size",
-        4,
-        "--steps",
-        1,
-        "--output",
-    )
-    assert launch(*options, "two.json").splitlines()[-1] == "two.json"
-    succeeded(call(*options, "one.json"))
+    assert evaluated.splitlines()[-1] == "two.json"
+    succeeded(call(*evaluate, "one.json"))
     assert json.loads((tmp_path / "one.json").read_text()) == json.loads(
         (tmp_path / "two.json").read_text()
     )

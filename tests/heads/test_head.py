@@ -529,7 +529,8 @@ def test_learns_a_mixture(head_class, kwargs):
         # little lies between the modes
         assert (distances > 3 * std).float().mean() < 0.05
     tokens = mixture().sample((1000,)).float()
-    log_probs = head.log_prob(tokens, torch.zeros(1000, 1))
+    # 16 steps: within 0.015 of adapted ones, which the ideal heads below are held to
+    log_probs = head.log_prob(tokens, torch.zeros(1000, 1), solver="rk4", num_steps=16)
     assert (log_probs - mixture().log_prob(tokens.double())).mean().abs() < 0.1
 
 

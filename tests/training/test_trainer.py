@@ -415,6 +415,7 @@ trainer_in("killed", small_model(), num_train_steps=1000, warmup_steps=0, checkp
         there = os.listdir(checkpoints) if checkpoints.exists() else []
         if "checkpoint.5" in there and any(name.endswith(".partial") for name in there):
             break
+        time.sleep(0.001)  # leaves the processor to the run
     process.kill()
     assert process.wait() == -signal.SIGKILL, (tmp_path / "log").read_text()
 
