@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..utils.text import printable
 from .options import (
     add_options,
     checkpoint_option,
@@ -129,9 +130,9 @@ def served_run(run_folder: Path, checkpoint: int | None, precision: str) -> Serv
             raise ValueError(error.message) from error
 
     return Served(
-        name=run_folder.resolve().name,
+        name=printable(run_folder.resolve().name),
         load=load,
-        classes=config["classes"],
+        classes=config["classes"] and [printable(name) for name in config["classes"]],
         format=format_of_run(config) if is_sequences else None,
         record=RunRecord(run_folder),
         command=_command_of(run_folder, config["classes"]),
@@ -168,13 +169,14 @@ def _command_of(run_folder: Path, classes: list[str] | None) -> Callable[[Reques
     flags = {parameter.name: parameter.opts[0] for parameter in sample.params}
 
     def command(request: Request) -> str:
-        words = ["ardiff", "sample", str(run_folder), "--count", str(request.count)]
+        words = ["ardiff", "sample", printable(str(run_folder)), "--count", str(request.count)]
         words += ["--seed", str(request.seed)]
         if request.step is not None:
             words += ["--checkpoint", str(request.step)]
         if request.labels is not None and len(request.labels) < len(classes):
             for label in request.labels:
-                words += ["--label", classes[label]]
+                name = classes[label]
+                words += ["--label", name if name == printable(name) else str(label)]
         for name, value in request.options.items():
             values = value if isinstance(value, (tuple, list)) else (value,)
             words += [flags[name], *map(str, values)]

@@ -93,7 +93,8 @@ def draw_batch(
 def _draw(
     model: Module, indices: Sequence[int], *, seed: int, labels: Tensor | None, **kwargs
 ) -> Tensor | tuple[Tensor, Tensor]:
-    return model.sample(**batch_of(model, indices, seed=seed, labels=labels), **kwargs)
+    batch = batch_of(model, indices, seed=seed, labels=labels)
+    return model.sample(batch.pop("batch_size"), **batch, **kwargs)
 
 
 def batch_of(

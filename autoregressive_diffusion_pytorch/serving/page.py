@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import gradio as gr
 
 from ..models.latents import Latents
+from ..utils.text import printable
 from .drawing import complete_tab, draw_tab, surprise_tab
 from .sequences import continue_tab, draw_sequences_tab
 from .served import Served
@@ -48,7 +49,7 @@ def model_page(served: Served) -> gr.Blocks:
 
 def run_page(record: RunRecord) -> gr.Blocks:
     """A page to look at a run while it is trained, and later."""
-    name = record.folder.resolve().name
+    name = printable(record.folder.resolve().name)
     with _blocks(name) as page:
         gr.Markdown(f"# {name}")
         training_tab(record, page)

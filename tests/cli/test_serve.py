@@ -1,5 +1,6 @@
 """`ardiff serve` and `ardiff watch`, as processes of their own."""
 
+import json
 import math
 import os
 import shlex
@@ -95,6 +96,23 @@ def test_the_command_below_a_picture_draws_it_again(labelled, call, tmp_path):
     again = np.asarray(Image.open(tmp_path / "again.png"), dtype=int)
     expected = np.asarray(image_grid(images, 2, ["tulip", "daisy"]), dtype=int)
     assert abs(again - expected).max() <= 1  # of 255: the command draws in batches of its own
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names of files are text elsewhere")
+def test_names_that_are_not_utf8(labelled, served_page, call, tmp_path):
+    from autoregressive_diffusion_pytorch.cli.serve import served_run
+    from autoregressive_diffusion_pytorch.serving.served import Request
+
+    run = Path(os.fsdecode(b"r\xe4n"))
+    Path("run").rename(run)
+    config = json.loads((run / "config.json").read_text())
+    config["classes"][1] = os.fsdecode(b"caf\xe9")
+    (run / "config.json").write_text(json.dumps(config))
+    succeeded(call("serve", run))
+    served = served_run(run, None, "no")
+    assert (served.name, served.classes[1]) == (r"r\xe4n", r"caf\xe9")
+    command = served.command(Request(1, labels=[1, 2]))
+    assert command.endswith("--label 1 --label tulip")
 
 
 def test_what_cannot_be_served_is_told(call, tmp_path, monkeypatch):
