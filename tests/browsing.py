@@ -103,7 +103,12 @@ class Visitor:
         toast.wait_for(state="detached")
         return told
 
+    def check_width(self):
+        width = self.page.evaluate("document.documentElement.scrollWidth")
+        assert width <= self.page.viewport_size["width"], "the page is wider than the screen"
+
     def close(self):
+        self.check_width()
         assert self.errors == []
         assert self.elsewhere == [], "something is fetched from elsewhere"
         self.page.close()

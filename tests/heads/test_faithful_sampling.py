@@ -98,7 +98,7 @@ def test_a_long_chain_keeps_its_spread(head_class, correlation):
 
 
 @heads
-@pytest.mark.parametrize("correlation", [0.8, 0.9, 0.97])
+@pytest.mark.parametrize("correlation", [0.8, 0.97])
 def test_a_guided_chain_does_not_run_away(head_class, correlation):
     for kwargs in ({}, dict(num_steps=24)):
         stds = chain_stds(
