@@ -1,5 +1,7 @@
 """Pages without a browser: their widgets, and their server."""
 
+import base64
+import re
 import socket
 import time
 
@@ -7,9 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from autoregressive_diffusion_pytorch import ImageAutoregressiveEnergy
+from autoregressive_diffusion_pytorch import AutoregressiveFlow, ImageAutoregressiveEnergy
+from autoregressive_diffusion_pytorch.data.sequence_files import SequenceFormat
 from autoregressive_diffusion_pytorch.models.settings import GenerationSettings
-from autoregressive_diffusion_pytorch.serving.served import Served
+from autoregressive_diffusion_pytorch.serving.served import Request, Served
 
 
 def widgets_of(served):
@@ -118,3 +121,14 @@ def test_ports(uploads):
     assert free_port("127.0.0.1", None) >= 7860
     with pytest.raises(OSError, match=r"host 192\.0\.2\.1 with a port from 7860 on"):
         free_port("192.0.2.1", None)
+
+
+def test_audio_can_be_heard(uploads):
+    from autoregressive_diffusion_pytorch.serving.sequences import _growing
+
+    model = AutoregressiveFlow(16, dim_input=40, max_seq_len=3, depth=1, heads=2, dim_head=8).eval()
+    kind = SequenceFormat(".wav", frame=40, sample_rate=8000)
+    *_, shown = _growing(Served("voices", lambda step: model, format=kind), Request(2))
+    heard = re.findall(r'<audio controls src="data:audio/wav;base64,([^"]+)"', shown)
+    assert [base64.b64decode(data)[:4] for data in heard] == [b"RIFF"] * 2
+    assert "Download files" in shown
