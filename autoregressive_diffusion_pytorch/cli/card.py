@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..runs.record import RunRecord
 from ..utils.manifests import step_of, validation_loss
 from ..utils.text import printable
 from .reproduce import train_command
@@ -38,9 +38,7 @@ def card_of(
     sample = f"{sample} {step_of(checkpoint)}"
     train = train_command(config, name)
     card |= dict(commands=[sample] if train is None else [train, sample])
-    grids = {
-        int(path.name.split(".")[1]): path for path in run_folder.glob("samples/results.*.png")
-    }
+    grids = RunRecord(run_folder).grids
     drawn = [step for step in grids if step <= step_of(checkpoint)]
     return card | (dict(grid=grids[max(drawn)]) if drawn else {})
 
@@ -73,11 +71,9 @@ def _metrics(
     if loss is not None:
         share = f"{config['hold_out']:.1%} of the {_items(config)}"
         metrics["validation loss"] = f"{loss:.4f}, on {share}"
-    files = run_folder.glob("evaluation/report.*.json")
     found = {}
-    for file in sorted(files, key=lambda file: file.stat().st_mtime):
-        report = json.loads(file.read_text())
-        if report["checkpoint"] == checkpoint.name:
+    for file_name, report in RunRecord(run_folder).evaluations:
+        if file_name.startswith("report.") and report["checkpoint"] == checkpoint.name:
             found |= _figures(report, model)
     return metrics | found
 
