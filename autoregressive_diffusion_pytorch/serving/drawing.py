@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -69,24 +69,40 @@ def frames(items: Iterator[T], every: float = FRAME) -> Iterator[tuple[T, bool]]
         yield item, True
 
 
-def draw_tab(served: Served, page: gr.Blocks) -> None:
+def draw_tab(
+    served: Served,
+    page: gr.Blocks,
+    count: int,
+    counted: str,
+    growing: Callable[[Served, Request], Iterator[str]],
+) -> None:
+    """A tab to draw from the model.
+
+    Args:
+        count: samples to draw at first.
+        counted: what they are.
+        growing: shows a request's samples as they grow.
+    """
     with gr.Row():
         with gr.Column(scale=2, min_width=300):
             button, again, stop = buttons("Draw", "Next seed", "Stop")
-            widgets = Widgets(served, page, most_at_first(served), "Pictures")
+            widgets = Widgets(served, page, count, counted)
         with gr.Column(scale=3, min_width=320, elem_classes="shown"):
             output = gr.HTML(NOTHING_YET, elem_id="drawn")
 
     def draw(*values: Any) -> Iterator[str]:
         with told():
-            request = widgets.request(values)
-            for images, is_last in frames(served.images(request)):
-                yield grid_html(served, request, images, is_last)
+            yield from growing(served, widgets.request(values))
 
     given = dict(inputs=widgets.components, outputs=output, **ON_MODEL)
     event = button.click(draw, api_name="draw", **given)
     event_again = next_seed_of(again, widgets).then(draw, api_visibility="private", **given)
     stop.click(None, cancels=[event, event_again], api_visibility="private")
+
+
+def growing_grids(served: Served, request: Request) -> Iterator[str]:
+    for images, is_last in frames(served.images(request)):
+        yield grid_html(served, request, images, is_last)
 
 
 def complete_tab(served: Served, page: gr.Blocks) -> None:

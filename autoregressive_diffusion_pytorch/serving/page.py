@@ -9,8 +9,8 @@ import gradio as gr
 
 from ..models.latents import Latents
 from ..utils.text import printable
-from .drawing import complete_tab, draw_tab, surprise_tab
-from .sequences import continue_tab, draw_sequences_tab
+from .drawing import complete_tab, draw_tab, growing_grids, most_at_first, surprise_tab
+from .sequences import continue_tab, growing_plots
 from .served import Served
 from .training import training_tab
 
@@ -29,13 +29,13 @@ def model_page(served: Served) -> gr.Blocks:
         gr.Markdown(f"# {served.name}")
         if served.format is not None:
             with gr.Tab("Draw"):
-                draw_sequences_tab(served, page)
+                draw_tab(served, page, 8, "Sequences", growing_plots)
             if not model.draws_any_order:
                 with gr.Tab("Continue"):
                     continue_tab(served, page)
         else:
             with gr.Tab("Draw"):
-                draw_tab(served, page)
+                draw_tab(served, page, most_at_first(served), "Pictures", growing_grids)
             with gr.Tab("Complete"):
                 complete_tab(served, page)
             if model.head.has_density() and not isinstance(model.tokenizer, Latents):

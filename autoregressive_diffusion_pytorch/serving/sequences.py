@@ -1,4 +1,4 @@
-"""The tabs of a model of sequences: draw, and go on from a file."""
+"""A model of sequences: plots that grow, and the tab to go on from a file."""
 
 from __future__ import annotations
 
@@ -10,32 +10,13 @@ from torch import Tensor
 
 from ..data.sequence_plots import sequences_figure
 from ..utils.text import printable
-from .drawing import NOTHING_YET, ON_MODEL, buttons, figure_bytes, frames, next_seed_of, told
+from .drawing import NOTHING_YET, ON_MODEL, buttons, figure_bytes, frames, told
 from .options import Widgets
 from .pictures import data_uri, download_link, file_of, picture_html, zip_of_sequences
 from .served import Request, Served
 
 FRAME = 0.5  # seconds between plots that grow
 PLAYED = 8  # sequences of audio that can be heard
-
-
-def draw_sequences_tab(served: Served, page: gr.Blocks) -> None:
-    with gr.Row():
-        with gr.Column(scale=2, min_width=300):
-            button, again, stop = buttons("Draw", "Next seed", "Stop")
-            widgets = Widgets(served, page, 8, "Sequences")
-        with gr.Column(scale=3, min_width=320, elem_classes="shown"):
-            output = gr.HTML(NOTHING_YET, elem_id="drawn")
-
-    def draw(*values: Any) -> Iterator[str]:
-        with told():
-            request = widgets.request(values)
-            yield from _growing(served, request)
-
-    given = dict(inputs=widgets.components, outputs=output, **ON_MODEL)
-    event = button.click(draw, api_name="draw", **given)
-    event_again = next_seed_of(again, widgets).then(draw, api_visibility="private", **given)
-    stop.click(None, cancels=[event, event_again], api_visibility="private")
 
 
 def continue_tab(served: Served, page: gr.Blocks) -> None:
@@ -61,14 +42,14 @@ def continue_tab(served: Served, page: gr.Blocks) -> None:
             if file is None:
                 raise ValueError("upload a sequence first: it is what is gone on from")
             request, prompt = widgets.request(values), served.read_sequence(file)[: int(keep)]
-            yield from _growing(served, request, prompt)
+            yield from growing_plots(served, request, prompt)
 
     given = dict(inputs=[upload, keep, *widgets.components], outputs=output, **ON_MODEL)
     event = button.click(go_on, api_visibility="private", **given)
     stop.click(None, cancels=[event], api_visibility="private")
 
 
-def _growing(served: Served, request: Request, prompt: Tensor | None = None) -> Iterator[str]:
+def growing_plots(served: Served, request: Request, prompt: Tensor | None = None) -> Iterator[str]:
     for seqs, is_last in frames(served.sequences(request, prompt), FRAME):
         yield _plot_html(served, request, seqs, is_last, 0 if prompt is None else len(prompt))
 

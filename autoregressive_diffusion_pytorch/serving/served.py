@@ -17,7 +17,6 @@ from ..evaluation.report import surprise
 from ..models.generation import Generation
 from ..models.orders import repeated
 from ..utils.modes import in_precision
-from ..utils.rng import generator_for
 from ..utils.validation import check_int
 
 if TYPE_CHECKING:
@@ -94,14 +93,8 @@ class Served:
 
     def images(self, request: Request) -> Iterator[Tensor]:
         """Images (b c h w) as they grow, with labels a row of each."""
-        model, labels, count = self.model(request.step), None, request.count
-        if request.labels is not None:
-            columns = -(-count // len(request.labels))
-            labels = torch.tensor(request.labels).repeat_interleave(columns)
-            count = len(labels)
-        check_int("count", count, 1, MAX_SAMPLES)
-        batch = batch_of(model, range(count), seed=request.seed, labels=labels)
-        return model.stream(**batch, **request.options)
+        model = self.model(request.step)
+        return model.stream(**self._batch(model, request), **request.options)
 
     def completions(
         self, image: Tensor, region: int | Tensor, request: Request
@@ -112,35 +105,22 @@ class Served:
             region: rows to keep, or a mask (h w) of what to draw.
         """
         model, device = self._model_and_device(request.step)
-        check_int("count", request.count * request.rows, 1, MAX_SAMPLES)
         draw = model.stream_complete
         if isinstance(region, Tensor):
             draw, region = model.stream_fill, region.to(device)
-        generators = [
-            generator_for(request.seed, *key, i, device=device)
-            for key in ([(label,) for label in request.labels] if request.labels else [()])
-            for i in range(request.count)
-        ]
         return draw(
             image.unsqueeze(0).to(device),
             region,
             num_completions=request.count,
             labels=request.labels,
-            generator=generators,
+            generator=self._batch(model, request, of_each=True)["generator"],
             **request.options,
         )
 
     def sequences(self, request: Request, prompt: Tensor | None = None) -> Iterator[list[Tensor]]:
         """Sequences (n d) as they grow, of each label as many; after the prompt (n d), if given."""
         model, device = self._model_and_device(request.step)
-        labels, count = None, request.count
-        if request.labels is not None:
-            columns = count if prompt is not None else -(-count // len(request.labels))
-            labels = torch.tensor(request.labels).repeat_interleave(columns)
-            count = len(labels)
-        check_int("count", count, 1, MAX_SAMPLES)
-        options = batch_of(model, range(count), seed=request.seed, labels=labels)
-        options |= request.options
+        options = self._batch(model, request, of_each=prompt is not None) | request.options
         names = ("batch_size", "seq_len", "min_seq_len")
         size, length, shortest = (options.pop(name, None) for name in names)
         lengths = dict(seq_len=length, min_seq_len=shortest)
@@ -165,11 +145,10 @@ class Served:
         """The nats of each patch of an image (c h w): (rows columns)."""
         return surprise(self.model(step), image, label)
 
-    def read_image(self, file: str | Path, channels: int | None = None) -> Tensor:
+    def read_image(self, file: str | Path) -> Tensor:
         """An uploaded image (c h w), scaled and cropped to the model."""
         model = self.model()
-        channels = channels or model.channels
-        return read_pixels(Path(file), model.image_size, channels, MAX_PIXELS).float() / 255
+        return read_pixels(Path(file), model.image_size, model.channels, MAX_PIXELS).float() / 255
 
     def read_sequence(self, file: str | Path) -> Tensor:
         """An uploaded sequence (n d)."""
@@ -177,6 +156,16 @@ class Served:
 
     def names_of(self, labels: Sequence[int] | None) -> list[str] | None:
         return labels and [self.classes[label] for label in labels]
+
+    def _batch(self, model: Module, request: Request, of_each: bool = False) -> dict[str, Any]:
+        """The arguments of `sample` for what a request counts: in all, or of each label."""
+        labels, count = None, request.count
+        if request.labels is not None:
+            columns = count if of_each else -(-count // len(request.labels))
+            labels = torch.tensor(request.labels).repeat_interleave(columns)
+            count = len(labels)
+        check_int("count", count, 1, MAX_SAMPLES)
+        return batch_of(model, range(count), seed=request.seed, labels=labels)
 
     def _model_and_device(self, step: int | None) -> tuple[Module, torch.device]:
         model = self.model(step)

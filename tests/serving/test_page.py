@@ -124,11 +124,11 @@ def test_ports(uploads):
 
 
 def test_audio_can_be_heard(uploads):
-    from autoregressive_diffusion_pytorch.serving.sequences import _growing
+    from autoregressive_diffusion_pytorch.serving.sequences import growing_plots
 
     model = AutoregressiveFlow(16, dim_input=40, max_seq_len=3, depth=1, heads=2, dim_head=8).eval()
     kind = SequenceFormat(".wav", frame=40, sample_rate=8000)
-    *_, shown = _growing(Served("voices", lambda step: model, format=kind), Request(2))
+    *_, shown = growing_plots(Served("voices", lambda step: model, format=kind), Request(2))
     heard = re.findall(r'<audio controls src="data:audio/wav;base64,([^"]+)"', shown)
     assert [base64.b64decode(data)[:4] for data in heard] == [b"RIFF"] * 2
     assert "Download files" in shown
